@@ -1,0 +1,13 @@
+//! What the agent and a pod's runner share, and nothing that only one of them needs.
+//!
+//! Start at [`protocol`], the messages between the two; then [`wire`], their framing and descriptor passing;
+//! [`kind`], what a wasm file is, read from its bytes; [`engine`], the one set of engine settings under which code
+//! is compiled and run.
+//!
+//! Elsewhere: running guests (`copepod-runner`), their network (`copepod-net`), everything privileged (`node/`).
+//! Invariant: the feature `compile` and the feature `run` are never on in one program.
+
+pub mod engine;
+pub mod kind;
+pub mod protocol;
+pub mod wire;
