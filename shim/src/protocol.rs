@@ -109,6 +109,14 @@ pub enum Request {
         /// The TCP port.
         port: u16,
     },
+    /// Serve a listening TCP socket of the host, whose descriptor travels with this frame: each connection to it goes to the pod's
+    /// port, as [`Request::Dial`] connects, until the pod is removed. So a published port outlives the agent. `Done`.
+    Publish {
+        /// The pod's UID.
+        pod: String,
+        /// The pod's TCP port.
+        port: u16,
+    },
     /// What each container of the runner uses now; [`Answer::Stats`].
     Stats,
     /// End the runner once it holds no pod; `Done`, or [`Failure::Busy`].

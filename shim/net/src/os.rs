@@ -1,0 +1,77 @@
+//! The kernel's sockets as this crate wants them: non-blocking, IPv6 alone on IPv6, bound to a source before they connect.
+//! Absent: any judgement; whoever calls has asked [`crate::rules`] before.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+
+use crate::rules::Family;
+
+/// A TCP socket, bound to nothing.
+pub(crate) fn tcp(family: Family) -> io::Result<TcpSocket> {
+    match family {
+        Family::V4 => TcpSocket::new_v4(),
+        Family::V6 => {
+            let socket = TcpSocket::new_v6()?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
+            Ok(socket)
+        }
+    }
+}
+
+/// A UDP socket, bound to nothing, known to the runtime's poller.
+pub(crate) fn udp(family: Family) -> io::Result<UdpSocket> {
+    let domain = match family {
+        Family::V4 => AddressFamily::INET,
+        Family::V6 => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(domain, SocketType::DGRAM, flags, None)?;
+    if family == Family::V6 {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    UdpSocket::from_std(socket.into())
+}
+
+/// Binds for listening: a port whose last connections linger in TIME_WAIT can be had again.
+pub(crate) fn bind_tcp(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
+}
+
+/// Fixes the source address and leaves the port to `connect`, which then knows the whole connection and can share ports.
+pub(crate) fn bind_source(socket: &TcpSocket, source: IpAddr) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the option is one `int`, of which pointer and size
+    // are given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.bind(SocketAddr::new(source, 0))
+}
+
+/// A connection from `source`.
+pub(crate) async fn connect(source: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp(Family::of(to.ip()))?;
+    bind_source(&socket, source)?;
+    socket.connect(to).await
+}
+
+/// Ends a listener while others still own it: what waits in its queue is reset and nothing more comes in.
+pub(crate) fn stop_listening(listener: impl AsFd) {
+    // It fails for a socket that does not listen any more, which is what was wanted.
+    let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+}

@@ -1,0 +1,420 @@
+//! One pod's network, shared by its containers: binds, listeners, connections in and out, the quota, the closing.
+//! Absent: guests' sockets ([`crate::tcp`], [`crate::udp`]). Idle, it is its addresses and a counter: no socket, no timer.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use copepod_shim::protocol::PodSandbox;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::lookup::{LookupError, Names};
+use crate::os;
+use crate::rules::{Family, OUTSIDE_V4, OUTSIDE_V6, Place, Refused, Route, Rules, Scope};
+use crate::table::{Claim, EntryId, Proto, Table};
+
+/// The queue of connections that an HTTP listener has not accepted yet: what `net.core.somaxconn` is by default (4096)
+/// allows more, but whoever waits behind a thousand others is better told so.
+const HTTP_BACKLOG: u32 = 1024;
+
+/// How long a connection attempt may take while another address is left to try; TCP sends its first SYN again after one
+/// second and after three.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_secs(4);
+
+/// How often the kernel is asked for another free port, where the one it chose is held on another address of the pod.
+const FREE_PORT_ATTEMPTS: u32 = 16;
+
+/// The network of one pod.
+pub struct PodNet {
+    rules: Rules,
+    names: Names,
+    table: Mutex<Table>,
+    sockets: Arc<Semaphore>,
+}
+
+impl PodNet {
+    /// The network of the pod of this sandbox, with nothing in it.
+    pub fn new(sandbox: &PodSandbox) -> Arc<Self> {
+        Arc::new(Self {
+            rules: Rules::new(sandbox),
+            names: Names::new(sandbox),
+            table: Mutex::default(),
+            sockets: Arc::new(Semaphore::new(sandbox.max_sockets as usize)),
+        })
+    }
+
+    /// Listens on the port at every pod IP, for a container whose requests the platform itself accepts. The listeners
+    /// close when they are dropped or their container is closed.
+    ///
+    /// The error names the port and, where it is another container of the pod, the holder.
+    pub fn listen(self: &Arc<Self>, container: &str, port: u16) -> io::Result<Vec<Listener>> {
+        let container: Arc<str> = container.into();
+        self.rules.pod_ips().map(|ip| self.listen_at(&container, ip, port)).collect()
+    }
+
+    fn listen_at(
+        self: &Arc<Self>,
+        container: &Arc<str>,
+        ip: IpAddr,
+        port: u16,
+    ) -> io::Result<Listener> {
+        let guest = Family::of(ip);
+        let place = Place { scope: Scope::Wildcard, ip };
+        let bound = self.bind(Proto::Tcp, guest, place, port, container, |address| {
+            let socket = os::tcp(guest)?;
+            os::bind_tcp(&socket, address)?;
+            Ok((socket.local_addr()?.port(), socket))
+        });
+        let (socket, binding) = bound.map_err(|error| match error {
+            BindError::Held(holder) => io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("port {port} is held by container {holder}"),
+            ),
+            BindError::Os(source) => {
+                io::Error::new(source.kind(), format!("cannot bind port {port} of {ip}: {source}"))
+            }
+        })?;
+        let socket = Arc::new(socket.listen(HTTP_BACKLOG)?);
+        binding.listens(&socket);
+        Ok(Listener { socket, binding })
+    }
+
+    /// Connects to a port of the pod as from outside it: what probes and port-forward see. A port that is bound to the
+    /// pod's loopback alone refuses. The connection is not counted against the pod's sockets.
+    pub async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address");
+        for ip in self.rules.pod_ips() {
+            let source = match Family::of(ip) {
+                Family::V4 => OUTSIDE_V4.into(),
+                Family::V6 => OUTSIDE_V6.into(),
+            };
+            match os::connect(source, SocketAddr::new(ip, port)).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Connects out of the pod to a name or an address, as a container of it would: for `wasi:http`. Each address that the
+    /// name has is judged, then tried, until one answers.
+    ///
+    /// How long it may take altogether is the caller's to limit; only an attempt with another one behind it is cut short.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<PodStream, DialError> {
+        let permit = self.take_socket().ok_or(DialError::SocketLimit)?;
+        let addresses = self
+            .resolve(host)
+            .await
+            .map_err(|source| DialError::Name { name: host.to_owned(), source })?;
+        let mut last = DialError::Name { name: host.to_owned(), source: LookupError::NotFound };
+        let mut left = addresses.len();
+        for ip in addresses {
+            left -= 1;
+            match self.connect_to(SocketAddr::new(ip, port), left > 0).await {
+                Ok(stream) => return Ok(PodStream { stream, _permit: permit }),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(&self, asked: SocketAddr, more: bool) -> Result<TcpStream, DialError> {
+        let route = self.route(Proto::Tcp, Family::of(asked.ip()), asked).map_err(|e| match e {
+            Refused::Denied => DialError::Denied(asked.ip()),
+            Refused::Unreachable => DialError::Unreachable(asked),
+        })?;
+        let connect = os::connect(route.source, route.to);
+        let connected = if more {
+            match tokio::time::timeout(NEXT_ADDRESS_AFTER, connect).await {
+                Ok(connected) => connected,
+                Err(_) => return Err(DialError::TimedOut(asked)),
+            }
+        } else {
+            connect.await
+        };
+        connected.map_err(|source| DialError::from_os(asked, source))
+    }
+
+    /// The addresses of a name by the pod's own files and name servers. Nothing is judged yet: a name's address may be
+    /// another one by the time it is used.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
+        self.names.resolve(name, |server, port| self.route_to_server(server, port)).await
+    }
+
+    /// How a name server is reached. The agent vouches for it, so what no guest may reach is allowed here (a node-local
+    /// cache has a link-local address); but a loopback is the pod's own, never the runner's.
+    fn route_to_server(&self, server: IpAddr, port: u16) -> Option<Route> {
+        let server = SocketAddr::new(server, port);
+        match self.route(Proto::Udp, Family::of(server.ip()), server) {
+            Err(Refused::Denied) => self.rules.route_unjudged(server).ok(),
+            routed => routed.ok(),
+        }
+    }
+
+    /// Takes the ports of a container that is over and stops its listeners; its other sockets close with its store.
+    pub fn close_container(&self, container: &str) {
+        self.close(Some(container));
+    }
+
+    /// [`PodNet::close_container`] for all containers of the pod.
+    pub fn close_all(&self) {
+        self.close(None);
+    }
+
+    fn close(&self, container: Option<&str>) {
+        let listeners = self.table().take_container(container);
+        for listener in listeners {
+            os::stop_listening(&*listener);
+        }
+    }
+
+    /// How many sockets the pod may still open.
+    pub fn sockets_left(&self) -> usize {
+        self.sockets.available_permits()
+    }
+
+    /// The pod's rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(crate) fn route(
+        &self,
+        proto: Proto,
+        guest: Family,
+        asked: SocketAddr,
+    ) -> Result<Route, Refused> {
+        self.rules.route(guest, asked, |family, port| {
+            self.table().answers_for_loopback(proto, family, port)
+        })
+    }
+
+    /// Binds with `bind`, which makes the socket and tells the port that it got, and holds that port in the table.
+    pub(crate) fn bind<S>(
+        self: &Arc<Self>,
+        proto: Proto,
+        guest: Family,
+        place: Place,
+        port: u16,
+        container: &Arc<str>,
+        mut bind: impl FnMut(SocketAddr) -> io::Result<(u16, S)>,
+    ) -> Result<(S, Binding), BindError> {
+        let claim = |port| Claim { proto, port, place, guest, container: Arc::clone(container) };
+        let address = SocketAddr::new(place.ip, port);
+        if port != 0 {
+            // The table first: its holder is the better answer to who stands in the way.
+            let binding = self.hold(claim(port))?;
+            let (_, socket) = bind(address)?;
+            return Ok((socket, binding));
+        }
+        let mut attempts = FREE_PORT_ATTEMPTS;
+        loop {
+            let (port, socket) = bind(address)?;
+            match self.hold(claim(port)) {
+                Ok(binding) => return Ok((socket, binding)),
+                Err(held) if attempts == 1 => return Err(held),
+                Err(_) => attempts -= 1,
+            }
+        }
+    }
+
+    fn hold(self: &Arc<Self>, claim: Claim) -> Result<Binding, BindError> {
+        let (proto, port, place) = (claim.proto, claim.port, claim.place);
+        let id = self.table().hold(claim).map_err(BindError::Held)?;
+        Ok(Binding { net: Arc::clone(self), proto, port, place, id })
+    }
+
+    /// The right to one more socket, which ends with the value; `None`: the pod has as many as it may.
+    pub(crate) fn take_socket(&self) -> Option<Permit> {
+        Arc::clone(&self.sockets).try_acquire_owned().ok().map(|permit| Permit { _permit: permit })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every method of the table leaves it whole, also one that panics for want of memory.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one socket of the pod's quota.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why a bind did not come about.
+#[derive(Debug)]
+pub(crate) enum BindError {
+    /// This container holds the port.
+    Held(Arc<str>),
+    /// The kernel refused.
+    Os(io::Error),
+}
+
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        Self::Os(error)
+    }
+}
+
+/// A held port; dropping it lets it go.
+pub(crate) struct Binding {
+    net: Arc<PodNet>,
+    proto: Proto,
+    port: u16,
+    place: Place,
+    id: EntryId,
+}
+
+impl Binding {
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// From now on closing the container stops this listener.
+    pub(crate) fn listens(&self, listener: &Arc<TcpListener>) {
+        self.net.table().listens(self.proto, self.port, self.id, listener);
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        self.net.table().release(self.proto, self.port, self.id);
+    }
+}
+
+/// A port on which the platform accepts for a container.
+pub struct Listener {
+    socket: Arc<TcpListener>,
+    binding: Binding,
+}
+
+impl Listener {
+    /// The next connection, and its peer as a guest is to see it. It waits where the pod has as many sockets as it may.
+    ///
+    /// After [`PodNet::close_container`] it fails for good, with `InvalidInput`; other errors are of one connection.
+    pub async fn accept(&self) -> io::Result<(PodStream, SocketAddr)> {
+        let (stream, peer) = self.socket.accept().await?;
+        let net = &self.binding.net;
+        let permit = Arc::clone(&net.sockets).acquire_owned().await.map_err(io::Error::other)?;
+        let guest = Family::of(self.binding.place.ip);
+        let shown = SocketAddr::new(net.rules.shown(guest, peer.ip()), peer.port());
+        Ok((PodStream { stream, _permit: Permit { _permit: permit } }, shown))
+    }
+
+    /// The address and port that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.binding.place.ip, self.binding.port)
+    }
+}
+
+/// A connection that counts against its pod's sockets.
+#[derive(Debug)]
+pub struct PodStream {
+    stream: TcpStream,
+    _permit: Permit,
+}
+
+impl PodStream {
+    /// The connection itself, for its options.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl AsyncRead for PodStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for PodStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Why a connection out of the pod did not come about; one variant per error of `wasi:http` that it becomes.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address, or nobody could say: `DNS-error`, or `DNS-timeout` for [`LookupError::TimedOut`].
+    #[error("cannot resolve {name}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why.
+        source: LookupError,
+    },
+    /// The pod may not go there: `destination-IP-prohibited`.
+    #[error("the pod may not reach {0}")]
+    Denied(IpAddr),
+    /// No route, or the pod has no address of that family: `destination-IP-unroutable`.
+    #[error("no route to {0}")]
+    Unreachable(SocketAddr),
+    /// Nobody listens there: `connection-refused`.
+    #[error("connection to {0} refused")]
+    Refused(SocketAddr),
+    /// No answer: `connection-timeout`.
+    #[error("no answer from {0}")]
+    TimedOut(SocketAddr),
+    /// The pod has as many sockets as it may: `connection-limit-reached`.
+    #[error("the pod has reached its limit of open sockets")]
+    SocketLimit,
+    /// Anything else: `internal-error`.
+    #[error("cannot connect to {to}")]
+    Io {
+        /// The address.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl DialError {
+    fn from_os(to: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused(to),
+            io::ErrorKind::TimedOut => Self::TimedOut(to),
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable(to),
+            _ => Self::Io { to, source },
+        }
+    }
+}

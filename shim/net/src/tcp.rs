@@ -1,0 +1,472 @@
+//! A guest's TCP socket: bound, connecting, listening or connected, at the addresses that [`crate::rules`] gives it.
+//! Absent: bytes ([`crate::stream`]) and the resource table ([`crate::linker`]).
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
+use wasmtime_wasi::p2::bindings::sockets::tcp::ShutdownType;
+use wasmtime_wasi::p2::{Pollable, SocketResult};
+use wasmtime_wasi_io::async_trait;
+
+use crate::linker::NetCtx;
+use crate::options::{self, Options};
+use crate::os;
+use crate::podnet::{Binding, Permit, PodNet};
+use crate::rules::{Family, Scope};
+use crate::stream::Connection;
+use crate::table::Proto;
+use crate::wasi;
+
+/// The queue of a listener whose guest asked for none: what std asks for. And the longest: Linux' own default limit.
+const DEFAULT_BACKLOG: u32 = 128;
+const MAX_BACKLOG: u32 = 4096;
+
+/// A TCP socket of a guest.
+pub struct TcpSocket {
+    net: Arc<PodNet>,
+    container: Arc<str>,
+    guest: Family,
+    /// The family of the socket in `state`.
+    beneath: Family,
+    options: Options,
+    backlog: u32,
+    bound: Option<Bound>,
+    state: State,
+    /// What was started and not finished.
+    started: Option<Started>,
+    permit: Arc<Permit>,
+}
+
+struct Bound {
+    binding: Binding,
+    /// What the guest asked for, and reads back.
+    asked: IpAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Started {
+    Bind,
+    Connect,
+    Listen,
+}
+
+/// ```text
+/// Fresh ──connect──▶ Connecting ──▶ Connected
+///   │                    └────────▶ Closed
+///   └─────listen───▶ Listening
+/// ```
+enum State {
+    /// Bound or not.
+    Fresh(tokio::net::TcpSocket),
+    Connecting(Connecting),
+    Connected(Arc<Connection>),
+    Listening {
+        listener: Arc<TcpListener>,
+        arrived: Option<io::Result<(TcpStream, SocketAddr)>>,
+    },
+    /// Its connection did not come about.
+    Closed,
+}
+
+struct Connecting {
+    to: SocketAddr,
+    attempt: Attempt,
+}
+
+enum Attempt {
+    Waiting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
+    Over(io::Result<TcpStream>),
+}
+
+impl Attempt {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Waiting(attempt) = self {
+            match attempt.as_mut().poll(cx) {
+                Poll::Ready(result) => *self = Self::Over(result),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl TcpSocket {
+    /// A socket that is bound to nothing; [`ErrorCode::NewSocketLimit`] where the pod has as many as it may.
+    pub(crate) fn new(ctx: &NetCtx, guest: Family) -> SocketResult<Self> {
+        let permit = Arc::new(ctx.net.take_socket().ok_or(ErrorCode::NewSocketLimit)?);
+        let beneath = ctx.net.rules().beneath(guest);
+        Ok(Self {
+            net: Arc::clone(&ctx.net),
+            container: Arc::clone(&ctx.container),
+            guest,
+            beneath,
+            options: Options::default(),
+            backlog: DEFAULT_BACKLOG,
+            bound: None,
+            state: State::Fresh(os::tcp(beneath)?),
+            started: None,
+            permit,
+        })
+    }
+
+    pub(crate) fn start_bind(&mut self, asked: SocketAddr) -> SocketResult<()> {
+        self.nothing_is_started()?;
+        if self.bound.is_some() {
+            return Err(ErrorCode::InvalidState.into());
+        }
+        let State::Fresh(socket) = &mut self.state else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        let rules = self.net.rules();
+        if !rules.is_of_family(self.guest, asked.ip()) || !wasi::is_unicast(asked.ip()) {
+            return Err(ErrorCode::InvalidArgument.into());
+        }
+        let place = rules.bind(self.guest, asked.ip()).ok_or(ErrorCode::AddressNotBindable)?;
+
+        // A bound socket cannot be bound again, so each further attempt takes a new one.
+        let beneath = Family::of(place.ip);
+        let mut used = beneath != self.beneath;
+        let bound = self.net.bind(
+            Proto::Tcp,
+            self.guest,
+            place,
+            asked.port(),
+            &self.container,
+            |address| {
+                if std::mem::replace(&mut used, true) {
+                    *socket = os::tcp(beneath)?;
+                    self.options.apply(socket.as_fd(), beneath)?;
+                    self.beneath = beneath;
+                }
+                os::bind_tcp(socket, address)?;
+                Ok((socket.local_addr()?.port(), ()))
+            },
+        );
+        let ((), binding) = bound.map_err(wasi::bind_error)?;
+        self.bound = Some(Bound { binding, asked: asked.ip() });
+        self.started = Some(Started::Bind);
+        Ok(())
+    }
+
+    pub(crate) fn finish_bind(&mut self) -> SocketResult<()> {
+        self.finish(Started::Bind)
+    }
+
+    pub(crate) fn start_connect(&mut self, asked: SocketAddr) -> SocketResult<()> {
+        self.nothing_is_started()?;
+        let State::Fresh(_) = self.state else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        let rules = self.net.rules();
+        let is_valid = rules.is_of_family(self.guest, asked.ip())
+            && wasi::is_unicast(asked.ip())
+            && wasi::is_remote(asked);
+        if !is_valid {
+            return Err(ErrorCode::InvalidArgument.into());
+        }
+        let mut route = self.net.route(Proto::Tcp, self.guest, asked).map_err(wasi::refused)?;
+        if let Some(bound) = &self.bound {
+            route = rules.from_bound(bound.binding.place(), route).map_err(wasi::refused)?;
+        }
+
+        let State::Fresh(mut socket) = std::mem::replace(&mut self.state, State::Closed) else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        if self.bound.is_none() {
+            let beneath = Family::of(route.source);
+            if beneath != self.beneath {
+                socket = os::tcp(beneath)?;
+                self.options.apply(socket.as_fd(), beneath)?;
+                self.beneath = beneath;
+            }
+            os::bind_source(&socket, route.source)?;
+        }
+        let mut attempt = Attempt::Waiting(Box::pin(socket.connect(route.to)));
+        // The first poll sends the first packet; whoever waits later is woken instead of nobody.
+        let _ = attempt.poll(&mut Context::from_waker(Waker::noop()));
+        self.state = State::Connecting(Connecting { to: asked, attempt });
+        self.started = Some(Started::Connect);
+        Ok(())
+    }
+
+    pub(crate) fn finish_connect(&mut self) -> SocketResult<Arc<Connection>> {
+        if self.started != Some(Started::Connect) {
+            return Err(ErrorCode::NotInProgress.into());
+        }
+        let State::Connecting(connecting) = &mut self.state else {
+            return Err(ErrorCode::NotInProgress.into());
+        };
+        if connecting.attempt.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            return Err(ErrorCode::WouldBlock.into());
+        }
+        self.started = None;
+        let to = connecting.to;
+        let State::Connecting(Connecting { attempt: Attempt::Over(connected), .. }) =
+            std::mem::replace(&mut self.state, State::Closed)
+        else {
+            return Err(ErrorCode::NotInProgress.into());
+        };
+        let stream = connected.map_err(|e| match Errno::from_io_error(&e) {
+            // Not an address, the ports of ours have run out.
+            Some(Errno::ADDRNOTAVAIL) => ErrorCode::AddressInUse,
+            _ => ErrorCode::from(e),
+        })?;
+        let actual = stream.local_addr()?;
+        let local = if to.ip().to_canonical().is_loopback() && !self.is_own_pod_ip(to.ip()) {
+            wasi::loopback(self.guest)
+        } else {
+            self.net.rules().shown(self.guest, actual.ip())
+        };
+        let local = SocketAddr::new(local, actual.port());
+        let connection = Connection::new(stream, local, to, Arc::clone(&self.permit));
+        self.state = State::Connected(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    fn is_own_pod_ip(&self, ip: IpAddr) -> bool {
+        self.net.rules().pod_ips().any(|own| own == ip.to_canonical())
+    }
+
+    pub(crate) fn start_listen(&mut self) -> SocketResult<()> {
+        self.nothing_is_started()?;
+        let (Some(bound), State::Fresh(_)) = (&self.bound, &self.state) else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        let State::Fresh(socket) = std::mem::replace(&mut self.state, State::Closed) else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        let listener = Arc::new(socket.listen(self.backlog)?);
+        bound.binding.listens(&listener);
+        self.state = State::Listening { listener, arrived: None };
+        self.started = Some(Started::Listen);
+        Ok(())
+    }
+
+    pub(crate) fn finish_listen(&mut self) -> SocketResult<()> {
+        self.finish(Started::Listen)
+    }
+
+    /// The next connection that has arrived, as a socket of its own.
+    pub(crate) fn accept(&mut self) -> SocketResult<(Self, Arc<Connection>)> {
+        let (Some(bound), State::Listening { listener, arrived }) = (&self.bound, &mut self.state)
+        else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        if self.started.is_some() {
+            return Err(ErrorCode::InvalidState.into());
+        }
+        // First the right to have it: without, the connection waits in the listener's queue.
+        let permit = Arc::new(self.net.take_socket().ok_or(ErrorCode::NewSocketLimit)?);
+        let accepted = match arrived.take() {
+            Some(accepted) => accepted,
+            None => match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(accepted) => accepted,
+                Poll::Pending => return Err(ErrorCode::WouldBlock.into()),
+            },
+        };
+        let (stream, peer) = accepted.map_err(accept_error)?;
+        let rules = self.net.rules();
+        let remote = SocketAddr::new(rules.shown(self.guest, peer.ip()), peer.port());
+        let place = bound.binding.place();
+        let by_loopback = remote.ip().to_canonical().is_loopback()
+            && !rules.pod_ips().any(|own| own == peer.ip().to_canonical());
+        let local = match place.scope {
+            Scope::Loopback => bound.asked,
+            Scope::Wildcard if by_loopback => wasi::loopback(self.guest),
+            Scope::Wildcard | Scope::Pod => rules.shown(self.guest, place.ip),
+        };
+        let local = SocketAddr::new(local, bound.binding.port());
+        let connection = Connection::new(stream, local, remote, Arc::clone(&permit));
+        let socket = Self {
+            net: Arc::clone(&self.net),
+            container: Arc::clone(&self.container),
+            guest: self.guest,
+            beneath: self.beneath,
+            options: self.options,
+            backlog: DEFAULT_BACKLOG,
+            bound: None,
+            state: State::Connected(Arc::clone(&connection)),
+            started: None,
+            permit,
+        };
+        Ok((socket, connection))
+    }
+
+    pub(crate) fn local_address(&self) -> SocketResult<SocketAddr> {
+        match (&self.state, &self.bound) {
+            (State::Connected(connection), _) => Ok(connection.local),
+            (State::Fresh(_) | State::Listening { .. }, Some(bound)) => {
+                Ok(SocketAddr::new(bound.asked, bound.binding.port()))
+            }
+            _ => Err(ErrorCode::InvalidState.into()),
+        }
+    }
+
+    pub(crate) fn remote_address(&self) -> SocketResult<SocketAddr> {
+        match &self.state {
+            State::Connected(connection) => Ok(connection.remote),
+            _ => Err(ErrorCode::InvalidState.into()),
+        }
+    }
+
+    pub(crate) fn is_listening(&self) -> bool {
+        matches!(self.state, State::Listening { .. })
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        self.guest
+    }
+
+    pub(crate) fn set_backlog(&mut self, value: u64) -> SocketResult<()> {
+        if value == 0 {
+            return Err(ErrorCode::InvalidArgument.into());
+        }
+        let value = u32::try_from(value).unwrap_or(MAX_BACKLOG).min(MAX_BACKLOG);
+        match &self.state {
+            State::Fresh(_) => {}
+            // Linux takes another length while it listens.
+            State::Listening { listener, .. } => rustix::net::listen(listener, value as i32)?,
+            _ => return Err(ErrorCode::InvalidState.into()),
+        }
+        self.backlog = value;
+        Ok(())
+    }
+
+    pub(crate) fn shutdown(&self, how: ShutdownType) -> SocketResult<()> {
+        let State::Connected(connection) = &self.state else {
+            return Err(ErrorCode::InvalidState.into());
+        };
+        if let ShutdownType::Receive | ShutdownType::Both = how {
+            connection.stop_reading();
+        }
+        if let ShutdownType::Send | ShutdownType::Both = how {
+            connection.stop_writing();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn keep_alive(&self) -> SocketResult<bool> {
+        Ok(sockopt::socket_keepalive(fd(&self.state)?)?)
+    }
+
+    pub(crate) fn set_keep_alive(&mut self, on: bool) -> SocketResult<()> {
+        self.options.set_keep_alive(fd(&self.state)?, on)
+    }
+
+    pub(crate) fn keep_alive_idle(&self) -> SocketResult<u64> {
+        Ok(options::nanoseconds(sockopt::tcp_keepidle(fd(&self.state)?)?))
+    }
+
+    pub(crate) fn set_keep_alive_idle(&mut self, ns: u64) -> SocketResult<()> {
+        self.options.set_keep_alive_idle(fd(&self.state)?, ns)
+    }
+
+    pub(crate) fn keep_alive_interval(&self) -> SocketResult<u64> {
+        Ok(options::nanoseconds(sockopt::tcp_keepintvl(fd(&self.state)?)?))
+    }
+
+    pub(crate) fn set_keep_alive_interval(&mut self, ns: u64) -> SocketResult<()> {
+        self.options.set_keep_alive_interval(fd(&self.state)?, ns)
+    }
+
+    pub(crate) fn keep_alive_count(&self) -> SocketResult<u32> {
+        Ok(sockopt::tcp_keepcnt(fd(&self.state)?)?)
+    }
+
+    pub(crate) fn set_keep_alive_count(&mut self, count: u32) -> SocketResult<()> {
+        self.options.set_keep_alive_count(fd(&self.state)?, count)
+    }
+
+    pub(crate) fn hop_limit(&self) -> SocketResult<u8> {
+        options::hop_limit(fd(&self.state)?, self.beneath)
+    }
+
+    pub(crate) fn set_hop_limit(&mut self, hops: u8) -> SocketResult<()> {
+        self.options.set_hop_limit(fd(&self.state)?, self.beneath, hops)
+    }
+
+    pub(crate) fn receive_buffer(&self) -> SocketResult<u64> {
+        options::receive_buffer(fd(&self.state)?)
+    }
+
+    pub(crate) fn set_receive_buffer(&mut self, bytes: u64) -> SocketResult<()> {
+        self.options.set_receive_buffer(fd(&self.state)?, bytes)
+    }
+
+    pub(crate) fn send_buffer(&self) -> SocketResult<u64> {
+        options::send_buffer(fd(&self.state)?)
+    }
+
+    pub(crate) fn set_send_buffer(&mut self, bytes: u64) -> SocketResult<()> {
+        self.options.set_send_buffer(fd(&self.state)?, bytes)
+    }
+
+    fn nothing_is_started(&self) -> SocketResult<()> {
+        match self.started {
+            None => Ok(()),
+            Some(_) => Err(ErrorCode::ConcurrencyConflict.into()),
+        }
+    }
+
+    fn finish(&mut self, what: Started) -> SocketResult<()> {
+        if self.started != Some(what) {
+            return Err(ErrorCode::NotInProgress.into());
+        }
+        self.started = None;
+        Ok(())
+    }
+}
+
+fn fd(state: &State) -> SocketResult<BorrowedFd<'_>> {
+    match state {
+        State::Fresh(socket) => Ok(socket.as_fd()),
+        State::Connected(connection) => Ok(connection.tcp().as_fd()),
+        State::Listening { listener, .. } => Ok(listener.as_fd()),
+        State::Connecting(_) | State::Closed => Err(ErrorCode::InvalidState.into()),
+    }
+}
+
+/// Linux hands errors of the connection that it accepts to whoever accepts.
+fn accept_error(error: io::Error) -> ErrorCode {
+    match Errno::from_io_error(&error) {
+        Some(
+            Errno::CONNRESET
+            | Errno::NETRESET
+            | Errno::HOSTUNREACH
+            | Errno::HOSTDOWN
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::NONET
+            | Errno::OPNOTSUPP,
+        ) => ErrorCode::ConnectionAborted,
+        // The container was closed under it.
+        Some(Errno::INVAL) => ErrorCode::InvalidState,
+        _ => error.into(),
+    }
+}
+
+#[async_trait]
+impl Pollable for TcpSocket {
+    async fn ready(&mut self) {
+        match &mut self.state {
+            State::Connecting(connecting) => {
+                poll_fn(|cx| connecting.attempt.poll(cx)).await;
+            }
+            State::Listening { listener, arrived } if arrived.is_none() => {
+                *arrived = Some(listener.accept().await);
+            }
+            _ => {}
+        }
+    }
+}
