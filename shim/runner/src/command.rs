@@ -1,0 +1,72 @@
+//! Running a program with a `main` to its end: a command component, or a preview1 module.
+//!
+//! Absent: stopping it, which is dropping the future ([`crate::pods`]).
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use copepod_shim::protocol::ExitReason;
+use futures::FutureExt;
+
+use crate::code::Code;
+use crate::container::Container;
+use crate::exit::End;
+use crate::guest::Stdio;
+
+/// Runs `code` in the container's sandbox. Dropping the future ends the guest, also one that spins or waits in a host call.
+pub async fn run(
+    container: &Arc<Container>,
+    code: &Code,
+    stdio: Stdio,
+    args: Option<Vec<String>>,
+) -> End {
+    let running = AssertUnwindSafe(run_unguarded(container, code, stdio, args));
+    // A defect in a host function ends this guest and no other.
+    match running.catch_unwind().await {
+        Ok(Ok(end)) => end,
+        Ok(Err(error)) => End::of_error(&error, &container.ledger),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            tracing::error!(container = %container.name, %text, "a host function panicked");
+            End {
+                code: 134,
+                reason: ExitReason::Trapped,
+                message: format!("a defect of the runner ended this instance: {text}"),
+            }
+        }
+    }
+}
+
+async fn run_unguarded(
+    container: &Arc<Container>,
+    code: &Code,
+    stdio: Stdio,
+    args: Option<Vec<String>>,
+) -> wasmtime::Result<End> {
+    match code {
+        Code::Command(pre) => {
+            let mut store = container.store_for(code, stdio, args);
+            let running = async {
+                let command = pre.instantiate_async(&mut store).await?;
+                command.wasi_cli_run().call_run(&mut store).await
+            };
+            let result = container.metered(running).await?;
+            Ok(End::with(i32::from(result.is_err())))
+        }
+        Code::Preview1(pre) => {
+            let mut store = container.preview1_store(code, stdio, args)?;
+            let running = async {
+                let instance = pre.instantiate_async(&mut store).await?;
+                let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+                start.call_async(&mut store, ()).await
+            };
+            container.metered(running).await?;
+            Ok(End::with(0))
+        }
+        Code::Http(_) => wasmtime::bail!("an HTTP component has no main to run"),
+    }
+}

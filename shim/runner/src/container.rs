@@ -1,0 +1,252 @@
+//! What all instances of one attempt of a container share, and the one place where an instance's store is made.
+//!
+//! Absent: running them ([`crate::command`], [`crate::http`]) and deciding when ([`crate::pods`]).
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use copepod_net::{NetCtx, PodNet};
+use copepod_shim::protocol::StartContainer;
+use wasmtime::Store;
+use wasmtime_wasi::filesystem::Dir;
+use wasmtime_wasi::{FsPerms, OpenMode};
+
+use crate::code::Code;
+use crate::cpu::{self, Cpu};
+use crate::engines::Engines;
+use crate::exit::MAX_MESSAGE;
+use crate::guest::{GuestState, Preview1State, Stdio};
+use crate::ledger::Ledger;
+use crate::log::Log;
+use crate::root::Root;
+
+/// One attempt of one container.
+pub struct Container {
+    /// What the agent asked for.
+    pub spec: StartContainer,
+    /// The code that it runs, ready to be instantiated.
+    pub code: Arc<Code>,
+    /// The runner's engines and its ticker.
+    pub engines: Arc<Engines>,
+    /// The pod's network.
+    pub net: Arc<PodNet>,
+    /// The container's name, shared with its sockets.
+    pub name: Arc<str>,
+    /// Its memory.
+    pub ledger: Arc<Ledger>,
+    /// Its CPU time.
+    pub cpu: Cpu,
+    /// Its log.
+    pub log: Arc<Log>,
+    /// HTTP requests answered.
+    pub requests: AtomicU64,
+    /// Instances alive; counted by their stores.
+    pub instances: AtomicU32,
+    /// Connections kept for `wasi:http` requests of its guests.
+    pub outgoing: crate::http::outgoing::Pool,
+    mounts: Vec<Mount>,
+    root: Root,
+}
+
+/// A directory of the guest's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it lies for the runner.
+    pub source: PathBuf,
+    /// Where the guest sees it.
+    pub guest: String,
+    /// Whether the guest may write in it.
+    pub perms: FsPerms,
+    /// Made when it is first opened: most guests leave no last words.
+    pub made_on_demand: bool,
+}
+
+impl Container {
+    /// An attempt without instances. To be called within the runtime that runs the guests.
+    pub fn new(
+        spec: StartContainer,
+        code: Arc<Code>,
+        engines: Arc<Engines>,
+        net: Arc<PodNet>,
+        root: &Root,
+    ) -> Arc<Self> {
+        let mut mounts: Vec<Mount> = spec
+            .mounts
+            .iter()
+            .map(|mount| Mount {
+                source: root.path(&mount.source),
+                guest: mount.guest.clone(),
+                perms: if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite },
+                made_on_demand: false,
+            })
+            .collect();
+        if let Some(last_words) = LastWords::of(&spec, root)
+            && !mounts.iter().any(|mount| mount.guest == last_words.guest_directory)
+        {
+            mounts.push(Mount {
+                source: last_words.directory,
+                guest: last_words.guest_directory,
+                perms: FsPerms::ReadWrite,
+                made_on_demand: true,
+            });
+        }
+        Arc::new(Self {
+            name: spec.id.container.as_str().into(),
+            ledger: Ledger::new(spec.limits.memory),
+            cpu: Cpu::new(spec.limits.cpu_millis),
+            log: Log::new(root.path(&spec.log), &spec.limits),
+            requests: AtomicU64::new(0),
+            instances: AtomicU32::new(0),
+            outgoing: crate::http::outgoing::Pool::default(),
+            mounts,
+            root: root.clone(),
+            spec,
+            code,
+            engines,
+            net,
+        })
+    }
+
+    /// A store for one more instance of the container's own component, its outputs in the container's log.
+    pub fn new_store(self: &Arc<Self>) -> Store<GuestState> {
+        GuestState::store(self, self.code.engine(), Stdio::of_container(self), None)
+    }
+
+    /// A store for an instance of `code` in this container's sandbox, with arguments and streams of its own.
+    pub fn store_for(
+        self: &Arc<Self>,
+        code: &Code,
+        stdio: Stdio,
+        args: Option<Vec<String>>,
+    ) -> Store<GuestState> {
+        GuestState::store(self, code.engine(), stdio, args)
+    }
+
+    /// As [`store_for`](Self::store_for), for a preview1 module.
+    ///
+    /// # Errors
+    /// A mounted directory cannot be opened.
+    pub fn preview1_store(
+        self: &Arc<Self>,
+        code: &Code,
+        stdio: Stdio,
+        args: Option<Vec<String>>,
+    ) -> wasmtime::Result<Store<Preview1State>> {
+        Preview1State::store(self, code.engine(), stdio, args)
+    }
+
+    /// Runs a future that runs this container's guest code: booked, within `limits.cpu`, interrupted by epochs.
+    pub async fn metered<F: Future>(&self, future: F) -> F::Output {
+        cpu::metered(&self.cpu, &self.engines.ticker, future).await
+    }
+
+    /// What this container's sockets go by.
+    pub fn net_ctx(&self) -> NetCtx {
+        NetCtx::new(self.net.clone(), self.name.clone())
+    }
+
+    /// The directories that the guest sees.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    /// Opens each directory of the guest's, with its guest path.
+    ///
+    /// # Errors
+    /// The first that cannot be opened.
+    pub fn open_directories(&self) -> io::Result<Vec<(Dir, String)>> {
+        self.mounts.iter().map(|mount| Ok((mount.open()?, mount.guest.clone()))).collect()
+    }
+
+    /// Puts the guest's last words, if it left any, where the agent reads them.
+    pub fn collect_last_words(&self) {
+        if let Some(last_words) = LastWords::of(&self.spec, &self.root) {
+            last_words.collect();
+        }
+    }
+}
+
+impl Mount {
+    /// Makes it, where that was left until somebody looks.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn prepare(&self) -> io::Result<()> {
+        if self.made_on_demand { std::fs::create_dir_all(&self.source) } else { Ok(()) }
+    }
+
+    fn open(&self) -> io::Result<Dir> {
+        self.prepare()?;
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::DIRECTORY.bits() as i32)
+            .open(&self.source)?;
+        let mode = match self.perms {
+            FsPerms::ReadOnly => OpenMode::READ,
+            FsPerms::ReadWrite => OpenMode::READ | OpenMode::WRITE,
+        };
+        Ok(Dir::new(directory, self.perms, mode, false))
+    }
+}
+
+/// Where `terminationMessagePath` lies: WASI knows directories only, so the guest sees a folder that holds the one file.
+struct LastWords {
+    /// The folder that is shown.
+    directory: PathBuf,
+    /// Its path in the guest.
+    guest_directory: String,
+    /// The file in the folder, as the guest names it.
+    file: PathBuf,
+    /// Where the agent reads.
+    log: PathBuf,
+}
+
+impl LastWords {
+    fn of(spec: &StartContainer, root: &Root) -> Option<Self> {
+        let guest = Path::new(&spec.termination_path);
+        let name = guest.file_name()?;
+        let guest_directory = guest.parent()?.to_str()?.to_owned();
+        if spec.termination_log.is_empty() {
+            return None;
+        }
+        let log = root.path(&spec.termination_log);
+        let mut directory = log.as_os_str().to_owned();
+        directory.push(".d");
+        let directory = PathBuf::from(directory);
+        let file = directory.join(name);
+        Some(Self { directory, guest_directory, file, log })
+    }
+
+    /// Keeps the end of what the guest wrote, if it did, and nothing else that it may have left there.
+    fn collect(&self) {
+        match self.read() {
+            Ok(words) => {
+                if let Err(error) = std::fs::write(&self.log, words) {
+                    tracing::warn!(%error, "a termination message was not kept");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no termination message"),
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
+        // The guest may have put a link or a FIFO in the file's place: neither is followed or waited for.
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let file =
+            OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&self.file)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let start = metadata.len().saturating_sub(MAX_MESSAGE as u64);
+        let mut words = vec![0; (metadata.len() - start) as usize];
+        file.read_exact_at(&mut words, start)?;
+        Ok(words)
+    }
+}

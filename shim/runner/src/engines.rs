@@ -1,0 +1,237 @@
+//! The two engines of a runner, their linkers, and the code loaded into them.
+//!
+//! One compiled file serves both, because both take their settings from `copepod_shim::engine`; their modules and stores are
+//! never mixed. Absent: a compiler.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use copepod_shim::kind::Kind;
+use copepod_shim::protocol::{Failure, layout};
+use wasmtime::component::{self, HasData};
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p2::bindings::{self, CommandPre};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::{ResourceTable, WasiView, p1};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::code::Code;
+use crate::cpu::Ticker;
+use crate::guest::{GuestState, Preview1State};
+use crate::load;
+use crate::root::Root;
+
+/// Memories that live in the pool at a time: about four per instance of a component, so 250 requests in work per runner.
+/// Beyond that a request gets an error; each slot costs address space only (4 GiB of 128 TiB).
+const POOL: u32 = 1_000;
+
+/// What a slot of the pool keeps resident between two instances: the middle of the measured best range (engine.md 5.3).
+const KEEP_RESIDENT: usize = 128 << 10;
+
+/// Stack of a guest's fiber: 512 KiB of it for wasm, the rest for host functions, whose overflow would abort the runner.
+const ASYNC_STACK: usize = 2 << 20;
+
+/// The engines of one runner.
+pub struct Engines {
+    /// Advances both engines' epochs.
+    pub ticker: Ticker,
+    root: Root,
+    on_demand: Engine,
+    pooled: OnceLock<Result<Pooled, String>>,
+    commands: OnceLock<Result<component::Linker<GuestState>, String>>,
+    modules: OnceLock<Result<wasmtime::Linker<Preview1State>, String>>,
+    loaded: Mutex<HashMap<(String, Kind), Weak<Code>>>,
+}
+
+struct Pooled {
+    engine: Engine,
+    linker: component::Linker<GuestState>,
+}
+
+impl Engines {
+    /// The engines of a runner with this root; what is not used is not made.
+    ///
+    /// # Errors
+    /// This machine cannot run the engine at all.
+    pub fn new(root: Root) -> wasmtime::Result<Arc<Self>> {
+        let mut config = copepod_shim::engine::config();
+        config.async_stack_size(ASYNC_STACK);
+        let on_demand = Engine::new(&config)?;
+        let ticker = Ticker::new();
+        ticker.add(&on_demand);
+        Ok(Arc::new(Self {
+            ticker,
+            root,
+            on_demand,
+            pooled: OnceLock::new(),
+            commands: OnceLock::new(),
+            modules: OnceLock::new(),
+            loaded: Mutex::default(),
+        }))
+    }
+
+    /// The code of `digest`, to be run as `kind`: shared while anybody runs it.
+    ///
+    /// # Errors
+    /// [`Failure::BadCode`] or [`Failure::Refused`], naming what is missing.
+    pub fn code(&self, digest: &str, kind: Kind) -> Result<Arc<Code>, Failure> {
+        let key = (digest.to_owned(), kind);
+        let found = {
+            let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.get(&key).and_then(Weak::upgrade)
+        };
+        if let Some(code) = found {
+            return Ok(code);
+        }
+        // Loaded outside the lock; of two at once one is kept.
+        let code = Arc::new(self.load(digest, kind)?);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|_, code| code.strong_count() > 0);
+        if let Some(other) = loaded.get(&key).and_then(Weak::upgrade) {
+            return Ok(other);
+        }
+        loaded.insert(key, Arc::downgrade(&code));
+        Ok(code)
+    }
+
+    fn load(&self, digest: &str, kind: Kind) -> Result<Code, Failure> {
+        if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Failure::BadCode(format!("{digest:?} is not a sha256")));
+        }
+        let path = self.root.path(layout::CODE).join(format!("{digest}.cwasm"));
+        let bad = |error: wasmtime::Error| Failure::BadCode(format!("{error:#}"));
+        match kind {
+            Kind::HttpComponent => {
+                let pooled = self.pooled()?;
+                let component = load::component(&pooled.engine, &path).map_err(bad)?;
+                let pre = pooled.linker.instantiate_pre(&component).map_err(missing)?;
+                Ok(Code::Http(ProxyPre::new(pre).map_err(missing)?))
+            }
+            Kind::CommandComponent => {
+                let component = load::component(&self.on_demand, &path).map_err(bad)?;
+                let pre = self.commands()?.instantiate_pre(&component).map_err(missing)?;
+                Ok(Code::Command(CommandPre::new(pre).map_err(missing)?))
+            }
+            Kind::Preview1Command => {
+                let module = load::module(&self.on_demand, &path).map_err(bad)?;
+                let pre = self.modules()?.instantiate_pre(&module).map_err(missing)?;
+                Ok(Code::Preview1(pre))
+            }
+        }
+    }
+
+    fn pooled(&self) -> Result<&Pooled, Failure> {
+        let made = self.pooled.get_or_init(|| {
+            let engine = pooled_engine().map_err(|error| format!("{error:#}"))?;
+            let linker = component_linker(&engine).map_err(|error| format!("{error:#}"))?;
+            self.ticker.add(&engine);
+            Ok(Pooled { engine, linker })
+        });
+        made.as_ref().map_err(unusable)
+    }
+
+    fn commands(&self) -> Result<&component::Linker<GuestState>, Failure> {
+        let made = self.commands.get_or_init(|| {
+            component_linker(&self.on_demand).map_err(|error| format!("{error:#}"))
+        });
+        made.as_ref().map_err(unusable)
+    }
+
+    fn modules(&self) -> Result<&wasmtime::Linker<Preview1State>, Failure> {
+        let made = self
+            .modules
+            .get_or_init(|| module_linker(&self.on_demand).map_err(|error| format!("{error:#}")));
+        made.as_ref().map_err(unusable)
+    }
+}
+
+fn unusable(error: &String) -> Failure {
+    Failure::Refused {
+        reason: "CreateContainerError".into(),
+        message: format!("this runner cannot make its engine: {error}"),
+    }
+}
+
+/// What the linker says of an import that nobody provides, as one sentence for the user.
+fn missing(error: wasmtime::Error) -> Failure {
+    Failure::Refused {
+        reason: "CreateContainerError".into(),
+        message: format!(
+            "the module needs what this runner does not provide: {error:#}; build it for WASI 0.2 or 0.1 without that import"
+        ),
+    }
+}
+
+fn pooled_engine() -> wasmtime::Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(POOL)
+        .total_core_instances(POOL)
+        .total_component_instances(POOL)
+        .total_tables(POOL)
+        .total_stacks(POOL)
+        .max_memory_size(4 << 30)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(64 << 10)
+        .decommit_batch_size(32)
+        .max_unused_warm_slots(100)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = copepod_shim::engine::config();
+    config
+        .async_stack_size(ASYNC_STACK)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+}
+
+struct Io;
+
+impl HasData for Io {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+struct Own;
+
+impl HasData for Own {
+    type Data<'a> = &'a mut GuestState;
+}
+
+/// All of WASI 0.2 that guests get: upstream's, but our own arguments, streams, directories and sockets.
+fn component_linker(engine: &Engine) -> wasmtime::Result<component::Linker<GuestState>> {
+    use bindings::{cli, clocks, filesystem, random};
+    use wasmtime_wasi_io::bindings::wasi::io;
+    type State = GuestState;
+
+    let mut linker = component::Linker::new(engine);
+    let l = &mut linker;
+    io::error::add_to_linker::<State, Io>(l, |state| state.ctx().table)?;
+    io::poll::add_to_linker::<State, Io>(l, |state| state.ctx().table)?;
+    io::streams::add_to_linker::<State, Io>(l, |state| state.ctx().table)?;
+    clocks::wall_clock::add_to_linker::<State, WasiClocks>(l, State::clocks)?;
+    clocks::monotonic_clock::add_to_linker::<State, WasiClocks>(l, State::clocks)?;
+    random::random::add_to_linker::<State, WasiRandom>(l, |state| state.ctx().ctx.random())?;
+    random::insecure::add_to_linker::<State, WasiRandom>(l, |state| state.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<State, WasiRandom>(l, |state| state.ctx().ctx.random())?;
+    filesystem::types::add_to_linker::<State, WasiFilesystem>(l, State::filesystem)?;
+    filesystem::preopens::add_to_linker::<State, Own>(l, |state| state)?;
+    cli::exit::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::environment::add_to_linker::<State, Own>(l, |state| state)?;
+    cli::stdin::add_to_linker::<State, Own>(l, |state| state)?;
+    cli::stdout::add_to_linker::<State, Own>(l, |state| state)?;
+    cli::stderr::add_to_linker::<State, Own>(l, |state| state)?;
+    cli::terminal_input::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_output::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stdin::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stdout::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stderr::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    copepod_net::add_to_linker(l)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)?;
+    Ok(linker)
+}
+
+fn module_linker(engine: &Engine) -> wasmtime::Result<wasmtime::Linker<Preview1State>> {
+    let mut linker = wasmtime::Linker::new(engine);
+    p1::add_to_linker_async(&mut linker, Preview1State::wasi)?;
+    Ok(linker)
+}

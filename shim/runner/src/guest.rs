@@ -1,0 +1,368 @@
+//! The state of one instance: what its WASI imports see, and what it is charged.
+//!
+//! Everything that instances of a container share lies in [`Container`] and is referred to, not copied: arguments and
+//! environment are copied when the guest asks for them, and directories are opened then. Absent: sockets (`copepod-net`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use copepod_net::{NetCtx, NetView};
+use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::{ResourceLimiter, Store, StoreContextMut, UpdateDeadline};
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::filesystem::Descriptor;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p2::bindings::cli::{environment, stderr, stdin, stdout};
+use wasmtime_wasi::p2::bindings::filesystem::preopens;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, InputStream, Pollable, StreamResult};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::container::Container;
+use crate::http::outgoing::Outgoing;
+use crate::ledger::{Charge, HANDLE_COST, INSTANCE_BASE, OutOfMemory, TABLE_ELEMENT};
+use crate::log::Stream;
+
+/// The most random bytes in one call: what `getrandom` gives uninterrupted is far less; reliability.md W22.
+const MAX_RANDOM: u64 = 64 << 10;
+
+/// The most bytes that one call's arguments and results may make the host allocate; reliability.md W16.
+const HOSTCALL_FUEL: usize = 4 << 20;
+
+/// The most headers of one HTTP message, counted as they lie in memory. hyper's own limit for a head is near 400 KiB.
+const MAX_FIELDS: usize = 128 << 10;
+
+/// Core instances, memories and tables of one store: a component of several languages has about ten of each.
+const MAX_PARTS: usize = 1_000;
+
+/// Where an instance's standard streams lead.
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: Box<dyn StdinStream + Sync>,
+    /// Standard output.
+    pub stdout: Box<dyn StdoutStream + Sync>,
+    /// Standard error.
+    pub stderr: Box<dyn StdoutStream + Sync>,
+}
+
+impl Stdio {
+    /// Both outputs to the container's log; stdin as its spec says.
+    pub fn of_container(container: &Container) -> Self {
+        let stdin: Box<dyn StdinStream + Sync> =
+            if container.spec.stdin { Box::new(OpenStdin) } else { Box::new(tokio::io::empty()) };
+        Self {
+            stdin,
+            stdout: Box::new(container.log.writer(Stream::Stdout)),
+            stderr: Box::new(container.log.writer(Stream::Stderr)),
+        }
+    }
+}
+
+/// A standard input that is open and never has a byte: a pod's `stdin: true` with nobody attached.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenStdin;
+
+impl IsTerminal for OpenStdin {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for OpenStdin {
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncRead + Send + Sync> {
+        Box::new(Self)
+    }
+
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(Self)
+    }
+}
+
+impl InputStream for OpenStdin {
+    fn read(&mut self, _: usize) -> StreamResult<bytes::Bytes> {
+        Ok(bytes::Bytes::new())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for OpenStdin {
+    async fn ready(&mut self) {
+        std::future::pending().await
+    }
+}
+
+impl tokio::io::AsyncRead for OpenStdin {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Pending
+    }
+}
+
+/// Books what the instance makes the host hold on its container's ledger; gives it back when the store is dropped.
+struct Meter {
+    memory: Charge,
+    /// What the last growth was charged, to give back where the host then fails to grow.
+    last_memory: u64,
+    tables: Charge,
+    last_table: u64,
+    handles: Charge,
+    container: Arc<Container>,
+}
+
+impl Meter {
+    fn new(container: &Arc<Container>) -> Self {
+        let none = || Charge::none(container.ledger.clone());
+        container.instances.fetch_add(1, Ordering::Relaxed);
+        let mut meter = Self {
+            memory: none(),
+            last_memory: 0,
+            tables: none(),
+            last_table: 0,
+            handles: none(),
+            container: container.clone(),
+        };
+        // Where even this does not fit, the ledger is marked, and the first growth of the instance's memory is refused.
+        let _ = meter.handles.add(INSTANCE_BASE);
+        meter
+    }
+
+    fn count_handles(&mut self, table: &mut ResourceTable) -> Result<(), OutOfMemory> {
+        self.handles.set(INSTANCE_BASE + table.iter_mut().count() as u64 * HANDLE_COST)
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.container.instances.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ResourceLimiter for Meter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let grown = desired.saturating_sub(current) as u64;
+        self.memory.add(grown)?;
+        self.last_memory = grown;
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory.give_back(std::mem::take(&mut self.last_memory));
+        tracing::debug!(%error, "a memory did not grow");
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let grown = (desired.saturating_sub(current) as u64).saturating_mul(TABLE_ELEMENT);
+        self.tables.add(grown)?;
+        self.last_table = grown;
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.tables.give_back(std::mem::take(&mut self.last_table));
+        tracing::debug!(%error, "a table did not grow");
+        Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn tables(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn memories(&self) -> usize {
+        MAX_PARTS
+    }
+}
+
+/// The state of a component's instance.
+pub struct GuestState {
+    // Declared first, dropped first: what the guest holds goes before the books that it is charged in.
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outgoing: Outgoing,
+    net: NetCtx,
+    stdio: Stdio,
+    args: Option<Vec<String>>,
+    meter: Meter,
+}
+
+impl GuestState {
+    /// A store for one component instance of `container`, under the engine of the code that it will run.
+    pub(crate) fn store(
+        container: &Arc<Container>,
+        engine: &wasmtime::Engine,
+        stdio: Stdio,
+        args: Option<Vec<String>>,
+    ) -> Store<Self> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(container.spec.limits.handles as usize);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_FIELDS);
+        let state = Self {
+            table,
+            wasi: WasiCtxBuilder::new().max_random_size(MAX_RANDOM).build(),
+            http,
+            outgoing: Outgoing::new(container),
+            net: container.net_ctx(),
+            stdio,
+            args,
+            meter: Meter::new(container),
+        };
+        let mut store = Store::new(engine, state);
+        store.limiter(|state| &mut state.meter);
+        store.set_hostcall_fuel(HOSTCALL_FUEL);
+        store.set_max_component_handles(container.spec.limits.handles as usize);
+        let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
+        store.set_epoch_deadline(slice);
+        store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
+            let state = context.data_mut();
+            state.meter.count_handles(&mut state.table)?;
+            Ok(UpdateDeadline::Yield(slice))
+        });
+        store
+    }
+
+    /// The container that this is an instance of.
+    pub fn container(&self) -> &Arc<Container> {
+        &self.meter.container
+    }
+
+    /// The resource table, for what the host hands to the guest.
+    pub fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl NetView for GuestState {
+    fn net(&mut self) -> (&mut NetCtx, &mut ResourceTable) {
+        (&mut self.net, &mut self.table)
+    }
+}
+
+impl WasiHttpView for GuestState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outgoing }
+    }
+}
+
+impl environment::Host for GuestState {
+    fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
+        Ok(self.meter.container.spec.env.clone())
+    }
+
+    fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
+        Ok(self.args.clone().unwrap_or_else(|| self.meter.container.spec.args.clone()))
+    }
+
+    fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+impl stdin::Host for GuestState {
+    fn get_stdin(&mut self) -> wasmtime::Result<Resource<DynInputStream>> {
+        Ok(self.table.push(self.stdio.stdin.p2_stream())?)
+    }
+}
+
+impl stdout::Host for GuestState {
+    fn get_stdout(&mut self) -> wasmtime::Result<Resource<DynOutputStream>> {
+        Ok(self.table.push(self.stdio.stdout.p2_stream())?)
+    }
+}
+
+impl stderr::Host for GuestState {
+    fn get_stderr(&mut self) -> wasmtime::Result<Resource<DynOutputStream>> {
+        Ok(self.table.push(self.stdio.stderr.p2_stream())?)
+    }
+}
+
+impl preopens::Host for GuestState {
+    fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
+        let container = self.meter.container.clone();
+        let mut directories = Vec::new();
+        for (directory, guest) in container.open_directories()? {
+            directories.push((self.table.push(Descriptor::Dir(directory))?, guest));
+        }
+        Ok(directories)
+    }
+}
+
+/// The state of a preview1 module's instance.
+pub struct Preview1State {
+    wasi: WasiP1Ctx,
+    meter: Meter,
+}
+
+impl Preview1State {
+    /// A store for one module instance of `container`.
+    ///
+    /// # Errors
+    /// A mounted directory cannot be opened.
+    pub(crate) fn store(
+        container: &Arc<Container>,
+        engine: &wasmtime::Engine,
+        stdio: Stdio,
+        args: Option<Vec<String>>,
+    ) -> wasmtime::Result<Store<Self>> {
+        let mut builder = WasiCtxBuilder::new();
+        builder
+            .args(args.as_deref().unwrap_or(&container.spec.args))
+            .envs(&container.spec.env)
+            .max_random_size(MAX_RANDOM)
+            .stdin(stdio.stdin)
+            .stdout(stdio.stdout)
+            .stderr(stdio.stderr);
+        for mount in container.mounts() {
+            mount.prepare()?;
+            builder.preopened_dir(&mount.source, &mount.guest, mount.perms)?;
+        }
+        let mut wasi = builder.build_p1();
+        wasi.ctx().table.set_max_capacity(container.spec.limits.handles as usize);
+        let mut store = Store::new(engine, Self { wasi, meter: Meter::new(container) });
+        store.limiter(|state| &mut state.meter);
+        store.set_hostcall_fuel(HOSTCALL_FUEL);
+        let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
+        store.set_epoch_deadline(slice);
+        store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
+            let state = context.data_mut();
+            state.meter.count_handles(state.wasi.ctx().table)?;
+            Ok(UpdateDeadline::Yield(slice))
+        });
+        Ok(store)
+    }
+
+    /// The context that `wasmtime_wasi::p1` works on.
+    pub fn wasi(&mut self) -> &mut WasiP1Ctx {
+        &mut self.wasi
+    }
+}

@@ -1,0 +1,640 @@
+//! What runs here: pods, the attempts of their containers, and each attempt's way from start to recorded exit.
+//!
+//! ```text
+//! (start) ──▶ Running ──ends, or is stopped──▶ Exited, recorded ──acknowledged──▶ Exited
+//! ```
+//! Absent: restarts, probes and hooks, which are the agent's; sockets and framing ([`crate::server`]).
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use copepod_net::PodNet;
+use copepod_shim::protocol::{
+    Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
+    Failure, PodReport, PodSandbox, StartContainer, StopContainer,
+};
+use futures::FutureExt;
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use crate::code::Code;
+use crate::command;
+use crate::container::Container;
+use crate::engines::Engines;
+use crate::exec;
+use crate::exit::End;
+use crate::guest::Stdio;
+use crate::http;
+use crate::publish;
+use crate::records::Records;
+use crate::root::Root;
+
+/// The most containers of one runner: above what its address space has room for (engine.md 5.2).
+const MAX_CONTAINERS: usize = 30_000;
+
+/// Events that wait for one agent; one that is further behind is disconnected and lists anew.
+const MAX_EVENTS: usize = 1_024;
+
+/// The most threads that poll guests. More than the cores gain nothing; each idle one costs some 30 KiB.
+const MAX_THREADS: usize = 8;
+
+/// The most threads that wait for files on the guests' behalf, beyond which the next operation waits its turn.
+const MAX_BLOCKING: usize = 128;
+
+/// The port that an HTTP component serves when its container declares none.
+const DEFAULT_HTTP_PORT: u16 = 8080;
+
+/// Everything that this runner holds.
+pub struct Pods {
+    root: Root,
+    engines: Arc<Engines>,
+    records: Arc<Records>,
+    runtime: OnceLock<Handle>,
+    pods: Mutex<HashMap<String, Pod>>,
+    listeners: Mutex<Vec<mpsc::Sender<Event>>>,
+}
+
+struct Pod {
+    sandbox: PodSandbox,
+    net: Arc<PodNet>,
+    /// Starts of one pod follow one another, so that two of one attempt are one.
+    starting: Arc<tokio::sync::Mutex<()>>,
+    attempts: HashMap<String, Attempt>,
+    /// Ends what serves the pod's published ports.
+    published: Vec<AbortOnDrop>,
+}
+
+enum Attempt {
+    Running(Arc<Running>),
+    Exited { number: u32, exit: Exit },
+}
+
+/// An attempt that has not ended.
+struct Running {
+    container: Arc<Container>,
+    started_us: AtomicI64,
+    /// Unix milliseconds by which it is to be over.
+    stop: watch::Sender<Option<i64>>,
+    over: watch::Sender<bool>,
+}
+
+impl Running {
+    fn id(&self) -> &AttemptId {
+        &self.container.spec.id
+    }
+
+    fn stop_by(&self, deadline_ms: i64) {
+        self.stop.send_if_modified(|deadline| {
+            let nearer = deadline.is_none_or(|earlier| deadline_ms < earlier);
+            if nearer {
+                *deadline = Some(deadline_ms);
+            }
+            nearer
+        });
+    }
+
+    async fn over(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+}
+
+impl Pods {
+    /// No pods; the records of an earlier runner in this root are kept until acknowledged.
+    ///
+    /// # Errors
+    /// This machine cannot run the engine, or the records cannot be read.
+    pub fn new(root: Root) -> anyhow::Result<Arc<Self>> {
+        let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
+        Ok(Arc::new(Self {
+            engines: Engines::new(root.clone()).map_err(anyhow::Error::from)?,
+            root,
+            records,
+            runtime: OnceLock::new(),
+            pods: Mutex::default(),
+            listeners: Mutex::default(),
+        }))
+    }
+
+    /// Hears of every exit from now on.
+    pub fn listen(&self) -> mpsc::Receiver<Event> {
+        let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        receiver
+    }
+
+    fn tell(&self, event: &Event) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        // A listener that cannot keep up is dropped: its connection ends, and the agent asks for the list.
+        listeners.retain(|listener| listener.try_send(event.clone()).is_ok());
+    }
+
+    /// The threads that poll guests: apart from the one that speaks to agents, so that no guest delays an answer, and made
+    /// with the first container.
+    fn runtime(&self) -> Result<Handle, Failure> {
+        if let Some(handle) = self.runtime.get() {
+            return Ok(handle.clone());
+        }
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.clamp(1, MAX_THREADS))
+            .max_blocking_threads(MAX_BLOCKING)
+            .thread_name("guests")
+            .enable_all()
+            .build()
+            .map_err(|error| {
+                Failure::Busy(format!("no threads for guests can be started: {error}"))
+            })?;
+        // Lives as long as the process: guests run until their pods are removed. A second one, made at the same moment, is
+        // ended here.
+        let handle = runtime.handle().clone();
+        match self.runtime.set(handle.clone()) {
+            Ok(()) => std::mem::forget(runtime),
+            Err(_) => runtime.shutdown_background(),
+        }
+        Ok(self.runtime.get().cloned().unwrap_or(handle))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a pod's sandbox, unless it is there.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] where another sandbox of the same UID is there.
+    pub fn create(&self, sandbox: PodSandbox) -> Result<Answer, Failure> {
+        // The pod's sockets are polled by the guests' threads.
+        let runtime = self.runtime()?;
+        let _entered = runtime.enter();
+        let mut pods = self.lock();
+        if let Some(pod) = pods.get(&sandbox.pod) {
+            return if pod.sandbox == sandbox {
+                Ok(Answer::Done)
+            } else {
+                Err(Failure::Busy(format!("pod {} exists with another sandbox", sandbox.pod)))
+            };
+        }
+        let net = PodNet::new(&sandbox);
+        let pod = Pod {
+            net,
+            starting: Arc::default(),
+            attempts: HashMap::new(),
+            published: Vec::new(),
+            sandbox: sandbox.clone(),
+        };
+        pods.insert(sandbox.pod, pod);
+        Ok(Answer::Done)
+    }
+
+    /// Starts an attempt, unless it was started before.
+    ///
+    /// # Errors
+    /// Why it cannot be started; nothing is left of it then.
+    pub async fn start(self: &Arc<Self>, spec: StartContainer) -> Result<Answer, Failure> {
+        let id = spec.id.clone();
+        let starting = self.lock().get(&id.pod).ok_or(Failure::NotFound)?.starting.clone();
+        let _turn = starting.lock().await;
+        if let Some(started) = self.already(&id)? {
+            return Ok(Answer::Started { at_us: started });
+        }
+        let runtime = self.runtime()?;
+        let code = self.engines.code(&spec.code, spec.kind)?;
+        let net = {
+            let pods = self.lock();
+            let count: usize = pods.values().map(|pod| pod.attempts.len()).sum();
+            if count >= MAX_CONTAINERS {
+                return Err(Failure::Busy(format!("{MAX_CONTAINERS} containers are here")));
+            }
+            pods.get(&id.pod).ok_or(Failure::NotFound)?.net.clone()
+        };
+        let container = {
+            let _entered = runtime.enter();
+            Container::new(spec, code, self.engines.clone(), net, &self.root)
+        };
+        check_directories(&container)?;
+        let (stop, stopped) = watch::channel(None);
+        let running = Arc::new(Running {
+            container: container.clone(),
+            started_us: AtomicI64::new(0),
+            stop,
+            over: watch::channel(false).0,
+        });
+        let server = match &*container.code {
+            Code::Http(_) => {
+                let _entered = runtime.enter();
+                Some(open_server(&container)?)
+            }
+            _ => None,
+        };
+        {
+            let mut pods = self.lock();
+            let Some(pod) = pods.get_mut(&id.pod) else {
+                container.net.close_container(&container.name);
+                return Err(Failure::NotFound);
+            };
+            pod.attempts.insert(id.container.clone(), Attempt::Running(running.clone()));
+        }
+        let (told, started) = oneshot::channel();
+        let pods = self.clone();
+        runtime.spawn(async move {
+            let at_us = now_us();
+            running.started_us.store(at_us, Ordering::Relaxed);
+            let _ = told.send(at_us);
+            let end = match server {
+                Some(server) => serve(&server, stopped).await,
+                None => run(&container, stopped).await,
+            };
+            // What holds the store and the sockets is gone here.
+            drop(container);
+            pods.finish(&running, end).await;
+        });
+        let at_us = started.await.map_err(|_| Failure::Busy("the runner is ending".into()))?;
+        Ok(Answer::Started { at_us })
+    }
+
+    /// When this attempt was started, if it was; an error where another attempt of the container is in the way.
+    fn already(&self, id: &AttemptId) -> Result<Option<i64>, Failure> {
+        let pods = self.lock();
+        let pod = pods.get(&id.pod).ok_or(Failure::NotFound)?;
+        let in_the_way = |other: u32| {
+            Failure::Busy(format!(
+                "attempt {other} of container {} is here, so attempt {} cannot start",
+                id.container, id.attempt
+            ))
+        };
+        match pod.attempts.get(&id.container) {
+            Some(Attempt::Running(running)) if running.id().attempt == id.attempt => {
+                Ok(Some(running.started_us.load(Ordering::Relaxed)))
+            }
+            Some(Attempt::Running(running)) => Err(in_the_way(running.id().attempt)),
+            Some(Attempt::Exited { number, exit }) if *number == id.attempt => {
+                Ok(Some(exit.started_us))
+            }
+            Some(Attempt::Exited { number, .. }) if *number > id.attempt => {
+                Err(in_the_way(*number))
+            }
+            _ => Ok(self.records.get(id).map(|exit| exit.started_us)),
+        }
+    }
+
+    /// From the end of an attempt to everybody's knowing it: its ports and lines first, then the record, then the event.
+    async fn finish(&self, running: &Running, end: End) {
+        let container = &running.container;
+        container.net.close_container(&container.name);
+        if !end.message.is_empty() {
+            container.log.note(&end.message);
+        }
+        container.log.flushed().await;
+        container.collect_last_words();
+        let exit = Exit {
+            code: end.code,
+            reason: end.reason,
+            message: end.message,
+            started_us: running.started_us.load(Ordering::Relaxed),
+            finished_us: now_us(),
+        };
+        let id = running.id().clone();
+        self.records.record(id.clone(), exit.clone()).await;
+        let is_here = {
+            let mut pods = self.lock();
+            let attempts = pods.get_mut(&id.pod).map(|pod| &mut pod.attempts);
+            attempts.is_some_and(|attempts| {
+                let exited = Attempt::Exited { number: id.attempt, exit: exit.clone() };
+                attempts.insert(id.container.clone(), exited);
+                true
+            })
+        };
+        if is_here {
+            self.tell(&Event::Exited { id, exit });
+        }
+        running.over.send_replace(true);
+    }
+
+    /// Asks an attempt to stop by its deadline.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`]; an attempt that is over is no error.
+    pub fn stop(&self, stop: &StopContainer) -> Result<Answer, Failure> {
+        let pods = self.lock();
+        let pod = pods.get(&stop.id.pod).ok_or(Failure::NotFound)?;
+        match pod.attempts.get(&stop.id.container) {
+            Some(Attempt::Running(running)) if running.id() == &stop.id => {
+                running.stop_by(stop.deadline_ms);
+                Ok(Answer::Done)
+            }
+            Some(Attempt::Exited { number, .. }) if *number >= stop.id.attempt => Ok(Answer::Done),
+            _ if self.records.get(&stop.id).is_some() => Ok(Answer::Done),
+            _ => Err(Failure::NotFound),
+        }
+    }
+
+    /// Ends everything of a pod and forgets it.
+    pub async fn remove(&self, pod: &str) -> Answer {
+        let removed = self.lock().remove(pod);
+        if let Some(removed) = removed {
+            drop(removed.published);
+            // A start that is under way finds no pod any more; one that got through is stopped here.
+            let _turn = removed.starting.lock().await;
+            let running: Vec<_> = removed
+                .attempts
+                .into_values()
+                .filter_map(|attempt| match attempt {
+                    Attempt::Running(running) => Some(running),
+                    Attempt::Exited { .. } => None,
+                })
+                .collect();
+            for running in &running {
+                running.stop_by(i64::MIN);
+            }
+            for running in &running {
+                running.over().await;
+            }
+            removed.net.close_all();
+        }
+        self.records.forget(pod);
+        Answer::Done
+    }
+
+    /// The agent has this exit.
+    pub fn acknowledge(&self, id: &AttemptId) -> Answer {
+        self.records.acknowledge(id);
+        Answer::Done
+    }
+
+    /// All pods, and the exits of pods that an earlier runner held.
+    pub fn list(&self) -> Vec<PodReport> {
+        let mut reports: HashMap<String, Vec<ContainerReport>> = HashMap::new();
+        {
+            let pods = self.lock();
+            for (uid, pod) in &*pods {
+                let containers = pod.attempts.iter().map(|(container, attempt)| {
+                    let (attempt, state) = match attempt {
+                        Attempt::Running(running) => {
+                            let since_us = running.started_us.load(Ordering::Relaxed);
+                            (running.id().attempt, AttemptState::Running { since_us })
+                        }
+                        Attempt::Exited { number, exit } => {
+                            (*number, AttemptState::Exited(exit.clone()))
+                        }
+                    };
+                    ContainerReport { container: container.clone(), attempt, state }
+                });
+                reports.insert(uid.clone(), containers.collect());
+            }
+        }
+        for (id, exit) in self.records.all() {
+            let containers = reports.entry(id.pod).or_default();
+            let known = containers
+                .iter()
+                .any(|report| report.container == id.container && report.attempt == id.attempt);
+            if !known {
+                containers.push(ContainerReport {
+                    container: id.container,
+                    attempt: id.attempt,
+                    state: AttemptState::Exited(exit),
+                });
+            }
+        }
+        reports.into_iter().map(|(pod, containers)| PodReport { pod, containers }).collect()
+    }
+
+    /// What each running container uses.
+    pub fn stats(&self) -> Vec<ContainerStats> {
+        let pods = self.lock();
+        let attempts = pods.values().flat_map(|pod| pod.attempts.values());
+        attempts
+            .filter_map(|attempt| match attempt {
+                Attempt::Running(running) => Some(&running.container),
+                Attempt::Exited { .. } => None,
+            })
+            .map(|container| ContainerStats {
+                id: container.spec.id.clone(),
+                cpu_ns: container.cpu.used_ns(),
+                memory: container.ledger.used(),
+                memory_peak: container.ledger.peak(),
+                requests: container.requests.load(Ordering::Relaxed),
+                instances: container.instances.load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    /// Runs another instance in a container's sandbox, to its end.
+    ///
+    /// # Errors
+    /// No such container, or the code cannot be run.
+    pub async fn exec(
+        &self,
+        request: ExecContainer,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let running = {
+            let pods = self.lock();
+            let pod = pods.get(&request.id.pod).ok_or(Failure::NotFound)?;
+            match pod.attempts.get(&request.id.container) {
+                Some(Attempt::Running(running)) if running.id() == &request.id => running.clone(),
+                _ => return Err(Failure::NotFound),
+            }
+        };
+        let code = self.engines.code(&request.code, request.kind)?;
+        if matches!(*code, Code::Http(_)) {
+            return Err(Failure::Refused {
+                reason: "ExecFailed".into(),
+                message: "an HTTP component has no main that exec could run".into(),
+            });
+        }
+        let runtime = self.runtime()?;
+        let timeout = request.timeout_ms.map(Duration::from_millis);
+        let task = runtime.spawn(async move {
+            let streams = exec::Streams::new(descriptors)?;
+            let stdio = streams.stdio();
+            let container = running.container.clone();
+            let program = command::run(&container, &code, stdio, Some(request.args));
+            let end = tokio::select! {
+                end = program => end,
+                () = sleep_for(timeout) => End {
+                    code: 137,
+                    reason: copepod_shim::protocol::ExitReason::Killed,
+                    message: "its time was over".into(),
+                },
+                () = running.over() => End {
+                    code: 137,
+                    reason: copepod_shim::protocol::ExitReason::Killed,
+                    message: "its container ended".into(),
+                },
+            };
+            streams.finish().await;
+            Ok::<_, Failure>(end)
+        });
+        let end = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
+        let message = (!end.message.is_empty()).then_some(end.message);
+        Ok(Answer::Exited { code: end.code, message })
+    }
+
+    /// Connects to a port of a pod, as from outside it.
+    ///
+    /// # Errors
+    /// No such pod, or nobody answers there.
+    pub async fn dial(&self, pod: &str, port: u16) -> Result<OwnedFd, Failure> {
+        let net = self.lock().get(pod).ok_or(Failure::NotFound)?.net.clone();
+        let unreachable = |error: std::io::Error| Failure::Unreachable(error.to_string());
+        let stream = net.dial(port).await.map_err(unreachable)?;
+        Ok(stream.into_std().map_err(unreachable)?.into())
+    }
+
+    /// Serves a port of the host for a pod, until the pod is removed.
+    ///
+    /// # Errors
+    /// No such pod, or the descriptor is no listening TCP socket.
+    pub fn publish(
+        &self,
+        pod: &str,
+        port: u16,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let refused = |error: std::io::Error| Failure::Refused {
+            reason: "PublishFailed".into(),
+            message: format!("the socket cannot be served: {error}"),
+        };
+        let runtime = self.runtime()?;
+        let _entered = runtime.enter();
+        let socket = descriptors.pop().ok_or_else(|| refused(ErrorKind::NotFound.into()))?;
+        let listener = publish::listener(socket).map_err(refused)?;
+        let mut pods = self.lock();
+        let pod = pods.get_mut(pod).ok_or(Failure::NotFound)?;
+        let serving = runtime.spawn(publish::serve(listener, pod.net.clone(), port));
+        pod.published.push(AbortOnDrop(serving.abort_handle()));
+        Ok(Answer::Done)
+    }
+
+    /// Whether the runner may end.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] while it holds a pod.
+    pub fn may_end(&self) -> Result<Answer, Failure> {
+        match self.lock().len() {
+            0 => Ok(Answer::Done),
+            pods => Err(Failure::Busy(format!("{pods} pods are here"))),
+        }
+    }
+}
+
+/// A task that ends when its owner is gone.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Refuses what could never be opened, before anything runs.
+fn check_directories(container: &Container) -> Result<(), Failure> {
+    let refused =
+        |message: String| Failure::Refused { reason: "CreateContainerError".into(), message };
+    for mount in container.mounts().iter().filter(|mount| !mount.made_on_demand) {
+        let is_directory = std::fs::metadata(&mount.source).map(|metadata| metadata.is_dir());
+        let problem = match is_directory {
+            Ok(true) => continue,
+            Ok(false) => "it is not a directory".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        return Err(refused(format!("what is mounted at {} is missing: {problem}", mount.guest)));
+    }
+    Ok(())
+}
+
+fn open_server(container: &Arc<Container>) -> Result<http::Server, Failure> {
+    let mut ports: Vec<u16> =
+        container.spec.ports.iter().filter(|port| !port.udp).map(|port| port.port).collect();
+    if ports.is_empty() {
+        ports.push(DEFAULT_HTTP_PORT);
+    }
+    let mut listeners = Vec::new();
+    for port in ports {
+        match container.net.listen(&container.name, port) {
+            Ok(opened) => listeners.extend(opened),
+            Err(error) => {
+                container.net.close_container(&container.name);
+                return Err(Failure::Refused {
+                    reason: "CreateContainerError".into(),
+                    message: format!("port {port} cannot be served: {error}"),
+                });
+            }
+        }
+    }
+    Ok(http::serve(container.clone(), listeners, &container.spec.http))
+}
+
+/// Serves until it ends by itself or is drained.
+async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<i64>>) -> End {
+    let done = AssertUnwindSafe(server.done()).catch_unwind();
+    let mut done = std::pin::pin!(done);
+    loop {
+        tokio::select! {
+            end = &mut done => return end.unwrap_or_else(|_| End::with(134)),
+            Ok(()) = stopped.changed() => {
+                let deadline = *stopped.borrow_and_update();
+                match deadline.map(until) {
+                    Some(Some(wait)) => server.drain(Instant::now() + wait),
+                    Some(None) => server.stop(),
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+/// Runs a program until it ends by itself or is stopped.
+async fn run(container: &Arc<Container>, mut stopped: watch::Receiver<Option<i64>>) -> End {
+    let stdio = Stdio::of_container(container);
+    let program = command::run(container, &container.code, stdio, None);
+    tokio::select! {
+        end = program => end,
+        end = stop(container, &mut stopped) => end,
+    }
+}
+
+/// Resolves once the program is to be dropped: WASI has no signal that could ask it to end by itself.
+async fn stop(container: &Container, stopped: &mut watch::Receiver<Option<i64>>) -> End {
+    let deadline = loop {
+        match stopped.wait_for(Option::is_some).await.map(|deadline| *deadline) {
+            Ok(Some(deadline)) => break deadline,
+            Ok(None) => {}
+            // Nobody can stop it any more.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    if until(deadline).is_none() {
+        return End::killed();
+    }
+    container.net.close_container(&container.name);
+    End::stopped()
+}
+
+/// How long until this Unix time in milliseconds; none: it is past.
+fn until(deadline_ms: i64) -> Option<Duration> {
+    let left = deadline_ms.saturating_sub(Timestamp::now().as_millisecond());
+    let left = u64::try_from(left).ok().filter(|&left| left > 0).map(Duration::from_millis);
+    // A deadline further away than any clock counts is none that is missed.
+    left.map(|left| left.min(Duration::from_secs(365 * 24 * 3600)))
+}
+
+async fn sleep_for(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now_us() -> i64 {
+    Timestamp::now().as_microsecond()
+}
