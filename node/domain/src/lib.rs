@@ -1,1 +1,32 @@
-//! Under construction.
+//! Isolation domains as the host sees them: namespaces, cgroup, mounts, addresses, and the runner process in the middle.
+//!
+//! Start at [`host`], everything that one data directory owns on this machine; then [`domain`], one runner and its fences.
+//! Below them: [`network`] (veth, routes, the claim of addresses) over [`netlink`]; [`nft`], the second judge; [`mounts`]; [`tree`],
+//! the domain's directory; [`cgroup`]. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do.
+//!
+//! Elsewhere: what runs in a runner and how it gives up its privileges (`copepod-runner`); pods, volumes and the journal (`copepod-agent`).
+//! Invariant: whatever is made on the host carries the data directory's id, and [`host::Host::reset`] finds and undoes it.
+
+pub mod cgroup;
+pub mod check;
+pub mod cidr;
+pub mod domain;
+mod error;
+pub mod host;
+pub mod mounts;
+pub mod names;
+pub mod netlink;
+pub mod network;
+pub mod nft;
+pub mod pool;
+mod sys;
+pub mod tree;
+
+pub use check::{Check, check_host};
+pub use cidr::Cidr;
+pub use domain::{Adopted, Domain, DomainSpec, Limits, Network};
+pub use error::HostError;
+pub use host::{Host, HostConfig};
+pub use mounts::{BindMount, Source};
+pub use names::{DataId, DomainId};
+pub use pool::AddressPool;

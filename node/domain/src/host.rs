@@ -1,0 +1,514 @@
+//! Everything of this machine that one data directory owns, and the list of what was changed for it.
+//!
+//! Absent: one domain's life (`domain`); the lock on the data directory and the agent's socket (`copepod-agent`).
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{self, Cgroups};
+use crate::cidr::Cidr;
+use crate::domain;
+use crate::domain::{Adopted, Domain, DomainSpec};
+use crate::error::{HostError, Step};
+use crate::mounts;
+use crate::names::{DataId, DomainId, DomainIndex};
+use crate::netlink::{Change, Netlink};
+use crate::network;
+use crate::nft::{self, Nft, Rules};
+use crate::tree::Tree;
+
+/// A runner's instances need five map entries each; the kernel's default of 65,530 is reached at 13,388 (measured), and 28,000 ran with this.
+const MAX_MAP_COUNT: u64 = 1_048_576;
+
+/// Most open files of the agent and of each runner: the kernel's own default ceiling (`fs.nr_open`).
+const MAX_FILES: u64 = 1_048_576;
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The data directory; made where it is not there.
+    pub data: PathBuf,
+    /// The pods' block of addresses; none: a free /18 of 10.64.0.0/10, kept.
+    pub pod_cidr: Option<Cidr>,
+    /// Whether pods reach the world beyond the node, under the node's address.
+    pub masquerade: bool,
+    /// Blocks that pods reach under their own addresses.
+    pub masquerade_exceptions: Vec<Cidr>,
+    /// TCP ports of the node that no pod reaches.
+    pub denied_node_ports: Vec<u16>,
+    /// The `nft` program; none: as [`Nft::find`] finds it.
+    pub nft: Option<PathBuf>,
+}
+
+impl HostConfig {
+    /// A data directory with every default.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            pod_cidr: None,
+            masquerade: true,
+            masquerade_exceptions: Vec::new(),
+            denied_node_ports: Vec::new(),
+            nft: None,
+        }
+    }
+}
+
+/// A setting of the whole machine that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The file.
+    pub path: PathBuf,
+    /// What it said.
+    pub before: String,
+    /// What it says now.
+    pub after: String,
+}
+
+/// Everything of this machine that one data directory owns. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) data: PathBuf,
+    pub(crate) id: DataId,
+    pub(crate) block: Cidr,
+    pub(crate) mtu: u32,
+    pub(crate) max_files: u64,
+    pub(crate) cgroups: Box<dyn Cgroups>,
+    pub(crate) namespace: OwnedFd,
+    netlink: Mutex<Netlink>,
+    indexes: Mutex<()>,
+    nft: Option<Nft>,
+    egress: bool,
+    warnings: Vec<String>,
+}
+
+impl Host {
+    /// Takes possession: the pinned mount namespace, the claim of addresses, the limits, the packet filter.
+    ///
+    /// To be called before any thread is started that touches the data directory: the mount namespace is the calling thread's and that
+    /// of threads it starts later.
+    ///
+    /// # Errors
+    /// Not root; the configured block is occupied; a step that the kernel refused.
+    pub fn enter(config: HostConfig) -> Result<Self, HostError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(HostError::NotRoot);
+        }
+        let data = &config.data;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data)
+            .step(|| format!("make {}", data.display()))?;
+        let data = fs::canonicalize(data).step(|| format!("find {}", data.display()))?;
+        let id = id_of(&data)?;
+        let (namespace, fresh) = mounts::enter_pinned_namespace(&data)?;
+        let entered = Inner::enter(config, data.clone(), id, &namespace);
+        // What a first start could not finish is not left behind; after a restart, runners may live in it.
+        if entered.is_err() && fresh {
+            let undone =
+                network::forget_claim(&data).and_then(|()| mounts::unpin(&data, namespace));
+            if let Err(error) = undone {
+                tracing::warn!(%error, "a start that failed leaves something behind");
+            }
+        }
+        Ok(Self { inner: Arc::new(entered?) })
+    }
+
+    /// The data directory's id.
+    pub fn id(&self) -> DataId {
+        self.inner.id
+    }
+
+    /// The data directory, with no link in its path.
+    pub fn data(&self) -> &Path {
+        &self.inner.data
+    }
+
+    /// The pods' block of addresses.
+    pub fn pod_cidr(&self) -> Cidr {
+        self.inner.block
+    }
+
+    /// The node's own address as pods see it; requests of the agent to pods come from it.
+    pub fn gateway(&self) -> std::net::Ipv4Addr {
+        self.inner.block.gateway()
+    }
+
+    /// Whether pods reach the world beyond the node.
+    pub fn has_egress(&self) -> bool {
+        self.inner.egress
+    }
+
+    /// What is missing here, each in a sentence with its remedy.
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
+    }
+
+    /// Starts a domain's runner behind all its fences. Where one of this name has died, this is its successor: with its
+    /// user, files, volumes on disk and exit records, and with none of its mounts.
+    ///
+    /// # Errors
+    /// [`HostError::Invalid`] where it runs already; a step that failed, with nothing left of the domain.
+    pub async fn start_domain(&self, spec: DomainSpec) -> Result<Domain, HostError> {
+        let inner = self.inner.clone();
+        blocking(move || domain::start(&inner, &spec)).await
+    }
+
+    /// Finds a domain's runner that an earlier agent started.
+    ///
+    /// # Errors
+    /// A step that failed; a runner that is gone is [`Adopted::Dead`], not an error.
+    pub async fn adopt_domain(&self, id: &DomainId) -> Result<Adopted, HostError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || domain::adopt(&inner, &id)).await
+    }
+
+    /// Ends a domain and removes all of it: processes, link, routes, mounts, files, cgroup. Its pods' logs, which lie elsewhere, stay.
+    ///
+    /// # Errors
+    /// A step that failed; what came before it is done, and calling again goes on.
+    pub async fn remove_domain(&self, id: &DomainId) -> Result<(), HostError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || domain::remove(&inner, &id)).await
+    }
+
+    /// The domains that have a directory, alive or not.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn existing_domains(&self) -> Result<Vec<DomainId>, HostError> {
+        self.inner.existing_domains()
+    }
+
+    /// What was changed on this machine, a line each, for `--explain`.
+    pub fn explain(&self) -> Vec<String> {
+        let Inner { id, block, data, .. } = &*self.inner;
+        let mut lines = vec![
+            format!("mount namespace pinned at {}", data.join("ns/mnt").display()),
+            format!("route: {block} unreachable (protocol {})", crate::netlink::PROTOCOL),
+            format!("address: {}/32 on lo", block.gateway()),
+            format!("links: {}* and a route per pod through them", id.link_prefix()),
+            format!("cgroup {}: {}", id.table(), self.inner.cgroups.describe()),
+        ];
+        if self.inner.nft.is_some() {
+            lines.push(format!("nftables: table inet {}", id.table()));
+        }
+        if !self.inner.egress {
+            lines.push(format!("routing rules: from {block} nowhere but to {block}"));
+        }
+        let changed = Changes::open().map(|changes| changes.list()).unwrap_or_default();
+        lines.extend(changed.into_iter().map(|changed| {
+            format!("{}: {} (was {})", changed.path.display(), changed.after, changed.before)
+        }));
+        lines
+    }
+
+    /// Undoes every change to this machine: all domains, then the rest. Images, logs and the id stay in the data directory.
+    ///
+    /// # Errors
+    /// A step that failed; calling again goes on.
+    pub async fn reset(self) -> Result<(), HostError> {
+        blocking(move || self.inner.reset()).await
+    }
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(HostError::Failed { step: "finish a task".into(), source: io::Error::other(error) })
+    })
+}
+
+impl Inner {
+    /// The second part of [`Host::enter`], in the pinned mount namespace.
+    fn enter(
+        config: HostConfig,
+        data: PathBuf,
+        id: DataId,
+        namespace: &OwnedFd,
+    ) -> Result<Self, HostError> {
+        let domains = data.join("domains");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&domains)
+            .step(|| format!("make {}", domains.display()))?;
+
+        let mut warnings = Vec::new();
+        let max_files = raise_max_files(&mut warnings)?;
+        let cgroups = cgroup::find(&id.table()).map_err(|source| HostError::Unsupported {
+            what: "limiting the memory of pods".into(),
+            remedy: format!(
+                "mount a cgroup hierarchy with the controllers memory and pids ({source})"
+            ),
+        })?;
+
+        let mut netlink = Netlink::open().step(|| "ask the kernel for its network".into())?;
+        let block = network::claim(&mut netlink, &data, id, config.pod_cidr)?;
+        raise_max_map_count(&mut warnings)?;
+        let uplink = network::uplink(&mut netlink)?;
+        let nft = Nft::find(config.nft.as_deref());
+        let rules = Rules {
+            id,
+            block,
+            masquerade: config.masquerade,
+            exceptions: config.masquerade_exceptions,
+            denied_ports: config.denied_node_ports,
+        };
+        let mut egress = false;
+        match &nft {
+            None => warnings.push(format!(
+                "nft was not found: pods reach each other and this machine, but nothing beyond it, and no port is published by the \
+                 kernel; {}",
+                nft::REMEDY
+            )),
+            Some(nft) => {
+                nft.load(&rules)?;
+                if let (true, Some((link, _))) = (config.masquerade, &uplink) {
+                    // Answers from the world arrive there, and are to be passed on.
+                    Changes::open()?.set(&PathBuf::from(format!("/proc/sys/net/ipv4/conf/{link}/forwarding")), "1")?;
+                    egress = true;
+                }
+            }
+        }
+        network::confine_to_block(&mut netlink, block, !egress)?;
+        let mtu = uplink.map_or(1500, |(_, mtu)| mtu).clamp(1280, 65_535);
+        Ok(Self {
+            data,
+            id,
+            block,
+            mtu,
+            max_files,
+            cgroups,
+            namespace: namespace.try_clone().step(|| "copy a descriptor".into())?,
+            netlink: Mutex::new(netlink),
+            indexes: Mutex::new(()),
+            nft,
+            egress,
+            warnings,
+        })
+    }
+
+    pub(crate) fn netlink(&self) -> MutexGuard<'_, Netlink> {
+        // A panic in the middle of a request leaves a socket with an unread answer, which the sequence numbers sort out.
+        self.netlink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn existing_domains(&self) -> Result<Vec<DomainId>, HostError> {
+        let directory = self.data.join("domains");
+        let step = || format!("list {}", directory.display());
+        let mut domains = Vec::new();
+        for entry in fs::read_dir(&directory).step(step)? {
+            let name = entry.step(step)?.file_name();
+            match name.into_string().map(DomainId::try_from) {
+                Ok(Ok(id)) => domains.push(id),
+                other => tracing::warn!(?other, "something that is no domain lies among them"),
+            }
+        }
+        domains.sort();
+        Ok(domains)
+    }
+
+    /// Reserves a number, and makes the domain's directory with `write` while nobody else reserves one.
+    ///
+    /// Numbers go round: one comes back after 65,535 others, and only where no file of its user is left among domains and logs.
+    pub(crate) fn reserve(
+        &self,
+        write: impl FnOnce(DomainIndex, u32) -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        let _turn = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.data.join("next-domain");
+        let next: u16 =
+            fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let mut taken = std::collections::BTreeSet::new();
+        for id in self.existing_domains()? {
+            let record = Tree::new(&self.data, id.as_str()).read_record();
+            taken.extend(record.map(|record| record.uid));
+        }
+        // The pods' log directories belong to their domain's user and outlive the domain.
+        for log in fs::read_dir(self.data.join("logs/pods")).into_iter().flatten().flatten() {
+            taken.extend(log.metadata().ok().map(|status| status.uid()));
+        }
+        let first = self.id.first_uid();
+        let index = (0..=u16::MAX)
+            .map(|step| next.wrapping_add(step))
+            .find(|&index| !taken.contains(&(first + u32::from(index))))
+            .ok_or(HostError::Exhausted("user for another domain"))?;
+        fs::write(&file, index.wrapping_add(1).to_string())
+            .step(|| format!("write {}", file.display()))?;
+        write(DomainIndex(index), first + u32::from(index))
+    }
+
+    /// Unless another data directory's runners may live by the same settings: it has claimed its addresses before it takes the lock.
+    fn undo_changes(&self) -> Result<(), HostError> {
+        let changes = Changes::open()?;
+        let mut others = false;
+        self.netlink().routes(|route| others |= route.ours).step(|| "read the routes".into())?;
+        if others { Ok(()) } else { changes.undo() }
+    }
+
+    fn reset(&self) -> Result<(), HostError> {
+        for id in self.existing_domains()? {
+            domain::remove(self, &id)?;
+        }
+        if let Some(nft) = &self.nft {
+            nft.remove(self.id)?;
+        }
+        let mut netlink = self.netlink();
+        let step = || "list the links".to_owned();
+        let prefix = self.id.link_prefix();
+        let left: Vec<_> = netlink
+            .links()
+            .step(step)?
+            .into_iter()
+            .filter(|(_, name)| name.starts_with(&prefix))
+            .map(|(_, name)| Change::remove_link(&name))
+            .collect();
+        netlink.apply(&left).step(|| "remove links".into())?;
+        network::confine_to_block(&mut netlink, self.block, false)?;
+        network::release(&mut netlink, self.block)?;
+        drop(netlink);
+        self.undo_changes()?;
+        self.cgroups.remove_all().step(|| "remove the cgroup".into())?;
+        let namespace = self.namespace.as_fd().try_clone_to_owned();
+        mounts::unpin(&self.data, namespace.step(|| "copy a descriptor".into())?)?;
+        let _ = fs::remove_file(self.data.join("network.json"));
+        Ok(())
+    }
+}
+
+/// The data directory's id; a new one is drawn from the kernel's random numbers.
+fn id_of(data: &Path) -> Result<DataId, HostError> {
+    let file = data.join("id");
+    let step = || format!("read {}", file.display());
+    match fs::read_to_string(&file) {
+        Ok(text) => text.trim().parse().map_err(HostError::Invalid),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let random = fs::read_to_string("/proc/sys/kernel/random/uuid").step(step)?;
+            let id: DataId = random.get(..8).unwrap_or("").parse().map_err(HostError::Invalid)?;
+            fs::write(&file, format!("{id}\n")).step(|| format!("write {}", file.display()))?;
+            Ok(id)
+        }
+        Err(error) => Err(error).step(step),
+    }
+}
+
+/// As many open files as the kernel lets this process have, up to [`MAX_FILES`].
+fn raise_max_files(warnings: &mut Vec<String>) -> Result<u64, HostError> {
+    let now = rustix::process::getrlimit(Resource::Nofile);
+    let allowed = now.maximum.unwrap_or(u64::MAX);
+    let ceiling = fs::read_to_string("/proc/sys/fs/nr_open")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(MAX_FILES)
+        .min(MAX_FILES);
+    let limit = |files: u64| Rlimit { current: Some(files), maximum: Some(files.max(allowed)) };
+    if rustix::process::setrlimit(Resource::Nofile, limit(ceiling)).is_ok() {
+        return Ok(ceiling);
+    }
+    // A root without CAP_SYS_RESOURCE, as in many containers, cannot pass its own ceiling.
+    let files = allowed.min(ceiling);
+    rustix::process::setrlimit(Resource::Nofile, limit(files))
+        .step(|| format!("allow {files} open files"))?;
+    warnings.push(format!(
+        "at most {files} open files (sockets included) per domain; raise the limit (ulimit -Hn, LimitNOFILE=) to {ceiling}"
+    ));
+    Ok(files)
+}
+
+fn raise_max_map_count(warnings: &mut Vec<String>) -> Result<(), HostError> {
+    let path = Path::new("/proc/sys/vm/max_map_count");
+    let now = fs::read_to_string(path).step(|| format!("read {}", path.display()))?;
+    if now.trim().parse::<u64>().is_ok_and(|now| now >= MAX_MAP_COUNT) {
+        return Ok(());
+    }
+    let set = Changes::open().and_then(|changes| changes.set(path, &MAX_MAP_COUNT.to_string()));
+    if let Err(error) = set {
+        warnings.push(format!(
+            "{error}: about {} instances per domain at most; set vm.max_map_count to {MAX_MAP_COUNT}",
+            now.trim().parse::<u64>().unwrap_or(0) / 5
+        ));
+    }
+    Ok(())
+}
+
+/// The list of changed settings of the machine. It is the machine's and not a data directory's, as the settings are: the last data
+/// directory that is reset sets them back. Like the settings it does not outlive a reboot.
+struct Changes {
+    file: PathBuf,
+    /// Held while the list is read or changed.
+    _lock: fs::File,
+}
+
+impl Changes {
+    fn open() -> Result<Self, HostError> {
+        let directory = Path::new("/run/copepod");
+        let step = || format!("open the list of changes in {}", directory.display());
+        fs::create_dir_all(directory).step(step)?;
+        let lock = fs::File::create(directory.join("lock")).step(step)?;
+        lock.lock().step(step)?;
+        Ok(Self { file: directory.join("changes.json"), _lock: lock })
+    }
+
+    fn list(&self) -> Vec<Changed> {
+        fs::read(&self.file)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+
+    /// Notes the change, then makes it.
+    fn set(&self, path: &Path, after: &str) -> Result<(), HostError> {
+        let step = || format!("set {} to {after}", path.display());
+        let before = fs::read_to_string(path).step(step)?.trim().to_owned();
+        if before == after {
+            return Ok(());
+        }
+        let mut list = self.list();
+        match list.iter_mut().find(|changed| changed.path == path) {
+            // Someone set it back meanwhile: what it was before us is what it was the first time.
+            Some(changed) => after.clone_into(&mut changed.after),
+            None => {
+                let after = after.to_owned();
+                list.push(Changed { path: path.to_owned(), before, after });
+            }
+        }
+        let bytes = serde_json::to_vec_pretty(&list).map_err(io::Error::from);
+        bytes.and_then(|bytes| fs::write(&self.file, bytes)).step(step)?;
+        fs::write(path, after).step(step)
+    }
+
+    /// Sets back what still is as we set it.
+    fn undo(&self) -> Result<(), HostError> {
+        for Changed { path, before, after } in self.list() {
+            let step = || format!("set {} back to {before}", path.display());
+            match fs::read_to_string(&path) {
+                Ok(now) if now.trim() == after => fs::write(&path, &before).step(step)?,
+                // A link that is gone took its setting along.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).step(step),
+            }
+        }
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).step(|| format!("delete {}", self.file.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}

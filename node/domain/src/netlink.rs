@@ -1,0 +1,480 @@
+//! Requests to the kernel's network configuration, answered within the call.
+//!
+//! The messages are `rtnetlink`'s; its connection is not used, because it lives in a tokio task: this one works before any thread
+//! exists, needs no task per namespace, and sends a batch in one system call. Absent: what to ask (`network`).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::cidr::Cidr;
+
+/// Marks our routes and rules in the kernel's tables: a protocol number that nobody has registered ('C').
+pub const PROTOCOL: u8 = 67;
+
+/// The table that holds what is local to a namespace.
+const TABLE_LOCAL: u8 = 255;
+
+/// The most messages of one system call: their answers fit into a socket's buffer several times.
+const BATCH: usize = 64;
+
+/// A connection to the network configuration of one namespace.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    message: Message,
+    flags: u16,
+}
+
+impl Netlink {
+    /// Connects to the calling thread's namespace.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_cap_ack(true)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Makes the changes in order, each whether or not the ones before it succeeded; what came of each.
+    ///
+    /// # Errors
+    /// The socket's own; the kernel's answers are in the list.
+    pub fn try_each(&mut self, changes: &[Change]) -> io::Result<Vec<io::Result<()>>> {
+        let mut results = Vec::with_capacity(changes.len());
+        for batch in changes.chunks(BATCH) {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Vec::new();
+            for change in batch {
+                self.sequence = self.sequence.wrapping_add(1);
+                write(&mut bytes, change.message.clone(), change.flags | NLM_F_ACK, self.sequence);
+            }
+            self.socket.send(&bytes, 0)?;
+            let mut answers: Vec<Option<io::Result<()>>> = batch.iter().map(|_| None).collect();
+            while answers.iter().any(Option::is_none) {
+                self.receive(|message| {
+                    let number = message.header.sequence_number.wrapping_sub(first) as usize;
+                    if let (NetlinkPayload::Error(error), Some(slot)) =
+                        (message.payload, answers.get_mut(number))
+                    {
+                        let failed = error.code.map(|code| {
+                            Err(io::Error::from_raw_os_error(code.get().saturating_abs()))
+                        });
+                        *slot = Some(failed.unwrap_or(Ok(())));
+                    }
+                })?;
+            }
+            results.extend(answers.into_iter().flatten());
+        }
+        Ok(results)
+    }
+
+    /// Makes all the changes; the first that fails is the error, but for those errors that say "it is so already".
+    ///
+    /// # Errors
+    /// The kernel's first answer other than `EEXIST` for an addition, `ESRCH`, `ENODEV`, `ENOENT` or `EADDRNOTAVAIL` for a removal.
+    pub fn apply(&mut self, changes: &[Change]) -> io::Result<()> {
+        for (result, change) in self.try_each(changes)?.into_iter().zip(changes) {
+            match result {
+                Err(error) if !change.is_so_already(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn dump(&mut self, message: Message, mut each: impl FnMut(Message)) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut bytes = Vec::new();
+        write(&mut bytes, message, NLM_F_DUMP, sequence);
+        self.socket.send(&bytes, 0)?;
+        let mut over = None;
+        while over.is_none() {
+            self.receive(|message| match message.payload {
+                _ if message.header.sequence_number != sequence => {}
+                NetlinkPayload::InnerMessage(inner) => each(inner),
+                NetlinkPayload::Error(error) => {
+                    over = Some(match error.code {
+                        Some(code) => {
+                            Err(io::Error::from_raw_os_error(code.get().saturating_abs()))
+                        }
+                        None => Ok(()),
+                    });
+                }
+                NetlinkPayload::Done(_) => over = Some(Ok(())),
+                _ => {}
+            })?;
+        }
+        over.unwrap_or(Ok(()))
+    }
+
+    fn receive(&self, mut each: impl FnMut(NetlinkMessage<Message>)) -> io::Result<()> {
+        let (bytes, _) = self.socket.recv_from_full()?;
+        let mut rest = &bytes[..];
+        while let Some(head) = rest.first_chunk::<4>() {
+            let length = u32::from_ne_bytes(*head) as usize;
+            if length < 16 || length > rest.len() {
+                break;
+            }
+            match NetlinkMessage::<Message>::deserialize(&rest[..length]) {
+                Ok(message) => each(message),
+                // A kind of route or address that the library does not know is none of ours.
+                Err(error) => tracing::debug!(%error, "a netlink message was not understood"),
+            }
+            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        }
+        Ok(())
+    }
+
+    /// The blocks that addresses and routes of this namespace occupy, but the default route.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn occupied(&mut self) -> io::Result<Vec<Cidr>> {
+        let mut blocks = Vec::new();
+        let mut addresses = AddressMessage::default();
+        addresses.header.family = AddressFamily::Inet;
+        self.dump(Message::GetAddress(addresses), |message| {
+            let Message::NewAddress(message) = message else { return };
+            for attribute in &message.attributes {
+                if let AddressAttribute::Address(IpAddr::V4(address))
+                | AddressAttribute::Local(IpAddr::V4(address)) = attribute
+                {
+                    blocks.push(Cidr::around(*address, message.header.prefix_len));
+                }
+            }
+        })?;
+        self.routes(|route| {
+            if route.block.prefix() > 0 {
+                blocks.push(route.block);
+            }
+        })?;
+        Ok(blocks)
+    }
+
+    /// Every IPv4 route of every table.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn routes(&mut self, mut each: impl FnMut(Route)) -> io::Result<()> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = AddressFamily::Inet;
+        self.dump(Message::GetRoute(ask), |message| {
+            let Message::NewRoute(message) = message else { return };
+            let mut route = Route {
+                block: Cidr::around(
+                    Ipv4Addr::UNSPECIFIED,
+                    message.header.destination_prefix_length,
+                ),
+                kind: message.header.kind,
+                ours: message.header.protocol == RouteProtocol::from(PROTOCOL),
+                main: message.header.table == RouteHeader::RT_TABLE_MAIN,
+                link: None,
+            };
+            for attribute in &message.attributes {
+                match attribute {
+                    RouteAttribute::Destination(
+                        rtnetlink::packet_route::route::RouteAddress::Inet(base),
+                    ) => {
+                        route.block = Cidr::around(*base, message.header.destination_prefix_length);
+                    }
+                    RouteAttribute::Oif(index) => route.link = Some(*index),
+                    _ => {}
+                }
+            }
+            each(route);
+        })
+    }
+
+    /// The numbers and names of all links.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn links(&mut self) -> io::Result<Vec<(u32, String)>> {
+        let mut links = Vec::new();
+        self.dump(Message::GetLink(LinkMessage::default()), |message| {
+            let Message::NewLink(message) = message else { return };
+            for attribute in message.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    links.push((message.header.index, name));
+                }
+            }
+        })?;
+        Ok(links)
+    }
+}
+
+impl std::fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Netlink").finish_non_exhaustive()
+    }
+}
+
+/// An IPv4 route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub block: Cidr,
+    /// How.
+    pub kind: RouteType,
+    /// Whether it bears our protocol number.
+    pub ours: bool,
+    /// Whether it stands in the main table.
+    pub main: bool,
+    /// Through which link.
+    pub link: Option<u32>,
+}
+
+fn write(bytes: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+    message.serialize(&mut bytes[start..start + message.buffer_len()]);
+}
+
+const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+impl Change {
+    fn is_so_already(&self, error: &io::Error) -> bool {
+        let code = error.raw_os_error();
+        if self.flags & NLM_F_CREATE != 0 {
+            code == Some(libc::EEXIST)
+        } else {
+            let gone = [libc::ESRCH, libc::ENODEV, libc::ENOENT, libc::EADDRNOTAVAIL];
+            code.is_some_and(|code| gone.contains(&code))
+        }
+    }
+
+    /// A pair of virtual links: `name` here, `peer` in another namespace.
+    pub fn add_veth(
+        name: &str,
+        hardware: [u8; 6],
+        mtu: u32,
+        peer: &str,
+        peer_hardware: [u8; 6],
+        peer_namespace: BorrowedFd<'_>,
+    ) -> Self {
+        let mut other = LinkMessage::default();
+        other.attributes = vec![
+            LinkAttribute::IfName(peer.to_owned()),
+            LinkAttribute::Address(peer_hardware.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::NetNsFd(peer_namespace.as_raw_fd()),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(hardware.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+            ]),
+        ];
+        Self { message: Message::NewLink(message), flags: ADD }
+    }
+
+    /// Switches a link on.
+    pub fn set_up(link: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        Self { message: Message::SetLink(message), flags: 0 }
+    }
+
+    /// Removes a link, and its peer and routes with it.
+    pub fn remove_link(name: &str) -> Self {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        Self { message: Message::DelLink(message), flags: 0 }
+    }
+
+    fn address(address: Ipv4Addr, link: u32) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = 32;
+        message.header.scope = AddressScope::Universe;
+        message.header.index = link;
+        message.attributes = vec![
+            AddressAttribute::Local(IpAddr::V4(address)),
+            AddressAttribute::Address(IpAddr::V4(address)),
+        ];
+        message
+    }
+
+    /// Gives a link an address.
+    pub fn add_address(address: Ipv4Addr, link: u32) -> Self {
+        Self { message: Message::NewAddress(Self::address(address, link)), flags: ADD }
+    }
+
+    /// Takes it away.
+    pub fn remove_address(address: Ipv4Addr, link: u32) -> Self {
+        Self { message: Message::DelAddress(Self::address(address, link)), flags: 0 }
+    }
+
+    /// Who answers to an address on a link, for ever and without asking.
+    pub fn add_neighbour(address: IpAddr, hardware: [u8; 6], link: u32) -> Self {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.header.ifindex = link;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(match address {
+                IpAddr::V4(address) => NeighbourAddress::Inet(address),
+                IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+            }),
+            NeighbourAttribute::LinkLayerAddress(hardware.to_vec()),
+        ];
+        Self { message: Message::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
+    }
+
+    fn route(to: Option<(IpAddr, u8)>, any: IpAddr) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(any);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::from(PROTOCOL);
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        if let Some((address, prefix)) = to {
+            message.header.destination_prefix_length = prefix;
+            message.attributes.push(RouteAttribute::Destination(address.into()));
+        }
+        message
+    }
+
+    fn whole(address: IpAddr) -> (IpAddr, u8) {
+        (address, if address.is_ipv4() { 32 } else { 128 })
+    }
+
+    /// Everything else goes through a link to this neighbour.
+    pub fn add_default_route(gateway: IpAddr, link: u32) -> Self {
+        let mut message = Self::route(None, gateway);
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        message.attributes.push(RouteAttribute::Oif(link));
+        Self { message: Message::NewRoute(message), flags: ADD }
+    }
+
+    fn route_via(address: IpAddr, via: IpAddr, link: u32, source: Option<IpAddr>) -> RouteMessage {
+        let mut message = Self::route(Some(Self::whole(address)), address);
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Gateway(via.into()));
+        message.attributes.push(RouteAttribute::Oif(link));
+        message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
+        message
+    }
+
+    /// One address lies behind this neighbour on this link; packets of the host's own to it come from `source`.
+    pub fn add_route_via(address: IpAddr, via: IpAddr, link: u32, source: Option<IpAddr>) -> Self {
+        let message = Self::route_via(address, via, link, source);
+        Self { message: Message::NewRoute(message), flags: ADD }
+    }
+
+    /// It does no longer.
+    pub fn remove_route_via(address: IpAddr, via: IpAddr, link: u32) -> Self {
+        let message = Self::route_via(address, via, link, None);
+        Self { message: Message::DelRoute(message), flags: 0 }
+    }
+
+    fn local(address: IpAddr, link: u32) -> RouteMessage {
+        let mut message = Self::route(Some(Self::whole(address)), address);
+        message.header.table = TABLE_LOCAL;
+        message.header.kind = RouteType::Local;
+        message.header.scope = RouteScope::Host;
+        message.attributes.push(RouteAttribute::Oif(link));
+        message
+    }
+
+    /// An address is this namespace's own, without being any link's.
+    pub fn add_local(address: IpAddr, loopback: u32) -> Self {
+        Self { message: Message::NewRoute(Self::local(address, loopback)), flags: ADD }
+    }
+
+    /// It is not any more.
+    pub fn remove_local(address: IpAddr, loopback: u32) -> Self {
+        Self { message: Message::DelRoute(Self::local(address, loopback)), flags: 0 }
+    }
+
+    fn unreachable(block: Cidr) -> RouteMessage {
+        let base = IpAddr::V4(block.base());
+        let mut message = Self::route(Some((base, block.prefix())), base);
+        message.header.kind = RouteType::Unreachable;
+        message
+    }
+
+    /// What has no longer route in this block is nowhere. The kernel takes one such route per block: it is a claim, too.
+    pub fn add_unreachable(block: Cidr) -> Self {
+        Self { message: Message::NewRoute(Self::unreachable(block)), flags: ADD }
+    }
+
+    /// Gives the block up.
+    pub fn remove_unreachable(block: Cidr) -> Self {
+        Self { message: Message::DelRoute(Self::unreachable(block)), flags: 0 }
+    }
+
+    fn rule(from: Cidr, to: Option<Cidr>, priority: u32) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.src_len = from.prefix();
+        message.attributes = vec![
+            RuleAttribute::Source(from.base().into()),
+            RuleAttribute::Priority(priority),
+            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
+        ];
+        if let Some(to) = to {
+            message.header.dst_len = to.prefix();
+            message.header.action = RuleAction::ToTable;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.attributes.push(RuleAttribute::Destination(to.base().into()));
+        } else {
+            message.header.action = RuleAction::Unreachable;
+        }
+        message
+    }
+
+    /// Packets from a block: to `to` as the main table says; without `to`: nowhere.
+    pub fn add_rule(from: Cidr, to: Option<Cidr>, priority: u32) -> Self {
+        Self { message: Message::NewRule(Self::rule(from, to, priority)), flags: ADD }
+    }
+
+    /// The rule goes.
+    pub fn remove_rule(from: Cidr, to: Option<Cidr>, priority: u32) -> Self {
+        Self { message: Message::DelRule(Self::rule(from, to, priority)), flags: 0 }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}

@@ -1,0 +1,323 @@
+//! The network of domains: one block of addresses for the data directory, one veth per domain, two routes per pod.
+//!
+//! ```text
+//! host: 10.64.0.1 on lo ── cp<id>x<n> ═══ eth0 ── in the domain: default via 169.254.0.1
+//!       podIP via 169.254.0.2 dev cp<id>x<n>         local podIP dev lo
+//! ```
+//! The two neighbours are entered by hand, so nobody asks for them and no neighbour table grows with the pods. `rp_filter` drops what
+//! leaves a domain with another's address: the first fence against spoofing, with or without nft. Absent: judging by port or policy.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::thread::LinkNameSpaceType;
+use serde::{Deserialize, Serialize};
+
+use crate::cidr::{Cidr, candidates};
+use crate::error::{HostError, Step};
+use crate::mounts::on_a_thread;
+use crate::names::{DataId, DomainIndex};
+use crate::netlink::{Change, Netlink};
+
+/// The host, as a domain's default route names it. Link-local, and on no wire: the neighbour entry is fixed.
+const HOST_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 1));
+/// The domain, as the host's routes name it.
+const DOMAIN_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 2));
+
+/// The domain's end of the link.
+const INSIDE: &str = "eth0";
+
+/// Linux numbers a namespace's loopback first.
+const LOOPBACK: u32 = 1;
+
+/// Where our two routing rules stand: before the main table's (32766).
+const RULE_PRIORITY: u32 = 21_900;
+
+/// A data directory's claim, kept in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    block: Cidr,
+    boot: String,
+    namespace: String,
+}
+
+/// The machine's current boot.
+pub(crate) fn boot_id() -> Result<String, HostError> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(path).step(|| format!("read {path}"))?.trim().to_owned())
+}
+
+/// Takes the data directory's block of addresses: the one it has in this boot, else the wanted one, else a free one.
+///
+/// The claim is a route, "this block is unreachable", of which the kernel takes only one: of two agents that want the same block, one
+/// goes on to the next.
+pub(crate) fn claim(
+    netlink: &mut Netlink,
+    data: &Path,
+    id: DataId,
+    wanted: Option<Cidr>,
+) -> Result<Cidr, HostError> {
+    let file = data.join("network.json");
+    let namespace = fs::read_link("/proc/thread-self/ns/net")
+        .step(|| "read the network namespace".into())?
+        .to_string_lossy()
+        .into_owned();
+    let boot = boot_id()?;
+    let kept: Option<Claim> =
+        fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let ours_already = |netlink: &mut Netlink, block: Cidr| -> Result<bool, HostError> {
+        let mut there = false;
+        netlink
+            .routes(|route| there |= route.ours && route.block == block && route.link.is_none())
+            .step(|| "read the routes".into())?;
+        Ok(there)
+    };
+    if let Some(kept) = &kept
+        && kept.boot == boot
+        && kept.namespace == namespace
+        && ours_already(netlink, kept.block)?
+    {
+        if wanted.is_some_and(|wanted| wanted != kept.block) {
+            return Err(HostError::Invalid(format!(
+                "this data directory's pods have addresses of {}; stop them, or leave out the other block",
+                kept.block
+            )));
+        }
+        set_up(netlink, kept.block)?;
+        return Ok(kept.block);
+    }
+
+    let occupied = netlink.occupied().step(|| "read addresses and routes".into())?;
+    let preferred = kept.map(|kept| kept.block);
+    let choices: Vec<Cidr> = match wanted {
+        Some(wanted) => vec![wanted],
+        None => preferred.into_iter().chain(candidates(id.value())).collect(),
+    };
+    for block in choices {
+        if occupied.iter().any(|other| other.overlaps(block)) {
+            continue;
+        }
+        let results = netlink
+            .try_each(&[Change::add_unreachable(block)])
+            .step(|| format!("claim {block}"))?;
+        match results.into_iter().next().unwrap_or(Ok(())) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+            Err(error) => return Err(error).step(|| format!("claim {block}")),
+        }
+        set_up(netlink, block)?;
+        let claim = Claim { block, boot, namespace };
+        let bytes = serde_json::to_vec(&claim).map_err(io::Error::from);
+        bytes
+            .and_then(|bytes| fs::write(&file, bytes))
+            .step(|| format!("write {}", file.display()))?;
+        return Ok(block);
+    }
+    match wanted {
+        Some(wanted) => Err(HostError::Invalid(format!(
+            "an address or route of this machine lies in {wanted}; choose another block of pod addresses"
+        ))),
+        None => Err(HostError::Exhausted("block of pod addresses in 10.64.0.0/10")),
+    }
+}
+
+fn set_up(netlink: &mut Netlink, block: Cidr) -> Result<(), HostError> {
+    netlink
+        .apply(&[Change::add_address(block.gateway(), LOOPBACK)])
+        .step(|| format!("add the address {}", block.gateway()))
+}
+
+/// Gives the block up again.
+pub(crate) fn release(netlink: &mut Netlink, block: Cidr) -> Result<(), HostError> {
+    netlink
+        .apply(&[
+            Change::remove_address(block.gateway(), LOOPBACK),
+            Change::remove_unreachable(block),
+        ])
+        .step(|| format!("give {block} up"))
+}
+
+/// Gives up what a start that failed has claimed.
+pub(crate) fn forget_claim(data: &Path) -> Result<(), HostError> {
+    let file = data.join("network.json");
+    let kept: Option<Claim> =
+        fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(claim) = kept else { return Ok(()) };
+    let mut netlink = Netlink::open().step(|| "ask the kernel for its network".into())?;
+    confine_to_block(&mut netlink, claim.block, false)?;
+    release(&mut netlink, claim.block)?;
+    fs::remove_file(&file).step(|| format!("delete {}", file.display()))
+}
+
+/// Lets pods reach each other and the node, or the world too.
+pub(crate) fn confine_to_block(
+    netlink: &mut Netlink,
+    block: Cidr,
+    confined: bool,
+) -> Result<(), HostError> {
+    let rules = |change: fn(Cidr, Option<Cidr>, u32) -> Change| {
+        [change(block, Some(block), RULE_PRIORITY), change(block, None, RULE_PRIORITY + 1)]
+    };
+    let changes = if confined { rules(Change::add_rule) } else { rules(Change::remove_rule) };
+    netlink.apply(&changes).step(|| format!("set the routing rules of {block}"))
+}
+
+/// The link of the default route: its name and the longest packet that it takes.
+pub(crate) fn uplink(netlink: &mut Netlink) -> Result<Option<(String, u32)>, HostError> {
+    let step = || "find the default route".to_owned();
+    let mut through = None;
+    netlink
+        .routes(|route| {
+            if route.main && route.block.prefix() == 0 {
+                through = through.or(route.link);
+            }
+        })
+        .step(step)?;
+    let Some(through) = through else { return Ok(None) };
+    let links = netlink.links().step(step)?;
+    let Some((_, name)) = links.into_iter().find(|(index, _)| *index == through) else {
+        return Ok(None);
+    };
+    let mtu = fs::read_to_string(format!("/sys/class/net/{name}/mtu"));
+    let mtu = mtu.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1500);
+    Ok(Some((name, mtu)))
+}
+
+/// A domain's link, ready for addresses.
+#[derive(Debug)]
+pub(crate) struct Link {
+    index: u32,
+    gateway: Ipv4Addr,
+    inside: Netlink,
+}
+
+/// Locally administered, unicast: one per end of each link.
+fn hardware(index: DomainIndex, id: DataId, inside: bool) -> [u8; 6] {
+    let [a, b, c, _] = id.value().to_be_bytes();
+    let [high, low] = index.0.to_be_bytes();
+    [if inside { 0x0a } else { 0x0e }, a ^ c, b, high, low, u8::from(inside)]
+}
+
+impl Link {
+    /// Makes the link of a new domain, whose processes live in the namespace.
+    pub(crate) fn make(
+        netlink: &mut Netlink,
+        id: DataId,
+        index: DomainIndex,
+        block: Cidr,
+        mtu: u32,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<Self, HostError> {
+        let name = id.link(index);
+        let step = || format!("make the link {name}");
+        let (outer, inner) = (hardware(index, id, false), hardware(index, id, true));
+        // A link of this name is of a domain that is no more.
+        netlink.apply(&[Change::remove_link(&name)]).step(step)?;
+        let add = Change::add_veth(&name, outer, mtu, INSIDE, inner, namespace);
+        netlink.apply(&[add]).step(step)?;
+        let number = link_number(&name).step(step)?;
+        for (key, value) in [
+            // Of the kernel's two values for a link and for all links the stricter holds.
+            ("ipv4/conf/{}/rp_filter", "1"),
+            ("ipv4/conf/{}/forwarding", "1"),
+            ("ipv4/conf/{}/accept_redirects", "0"),
+            ("ipv4/conf/{}/send_redirects", "0"),
+            ("ipv4/conf/{}/accept_source_route", "0"),
+            ("ipv4/conf/{}/accept_local", "0"),
+            ("ipv4/conf/{}/route_localnet", "0"),
+        ] {
+            let path = format!("/proc/sys/net/{}", key.replace("{}", &name));
+            fs::write(&path, value).step(|| format!("write {path}"))?;
+        }
+        // Without IPv6 there is no link-local address over which a runner could reach a daemon of the host.
+        write_if_there(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+        netlink
+            .apply(&[Change::set_up(number), Change::add_neighbour(DOMAIN_SIDE, inner, number)])
+            .step(step)?;
+        let inside = Self::make_inside(namespace, outer)?;
+        Ok(Self { index: number, gateway: block.gateway(), inside })
+    }
+
+    fn make_inside(namespace: BorrowedFd<'_>, host: [u8; 6]) -> Result<Netlink, HostError> {
+        let step = || "set the domain's network up".to_owned();
+        let namespace = namespace.try_clone_to_owned().step(step)?;
+        on_a_thread(move || {
+            use std::os::fd::AsFd;
+            rustix::thread::move_into_link_name_space(
+                namespace.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )
+            .step(step)?;
+            // The files under /proc/sys/net are those of the thread that opens them.
+            let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+            fs::write(path, "0").step(|| format!("write {path}"))?;
+            write_if_there("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")?;
+            write_if_there(&format!("/proc/sys/net/ipv6/conf/{INSIDE}/disable_ipv6"), "1")?;
+            let mut inside = Netlink::open().step(step)?;
+            let number = link_number(INSIDE).step(step)?;
+            inside
+                .apply(&[
+                    Change::set_up(LOOPBACK),
+                    Change::set_up(number),
+                    Change::add_neighbour(HOST_SIDE, host, number),
+                    Change::add_default_route(HOST_SIDE, number),
+                ])
+                .step(step)?;
+            Ok(inside)
+        })
+    }
+
+    /// Finds the link of a domain that is there already.
+    pub(crate) fn find(
+        id: DataId,
+        index: DomainIndex,
+        block: Cidr,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<Self, HostError> {
+        let name = id.link(index);
+        let step = || format!("find the link {name}");
+        let number = link_number(&name).step(step)?;
+        let namespace = namespace.try_clone_to_owned().step(step)?;
+        let inside = on_a_thread(move || {
+            use std::os::fd::AsFd;
+            let step = || "enter the domain's network".to_owned();
+            let kind = Some(LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).step(step)?;
+            Netlink::open().step(step)
+        })?;
+        Ok(Self { index: number, gateway: block.gateway(), inside })
+    }
+
+    /// Makes the address the domain's: inside it is local, and the host routes it there.
+    pub(crate) fn add(&mut self, host: &mut Netlink, address: IpAddr) -> Result<(), HostError> {
+        let step = || format!("give the domain the address {address}");
+        let source = Some(IpAddr::V4(self.gateway));
+        let route = Change::add_route_via(address, DOMAIN_SIDE, self.index, source);
+        self.inside.apply(&[Change::add_local(address, LOOPBACK)]).step(step)?;
+        host.apply(&[route]).step(step)
+    }
+
+    /// It is the domain's no longer: packets to it find nothing.
+    pub(crate) fn remove(&mut self, host: &mut Netlink, address: IpAddr) -> Result<(), HostError> {
+        let step = || format!("take the address {address} from the domain");
+        host.apply(&[Change::remove_route_via(address, DOMAIN_SIDE, self.index)]).step(step)?;
+        self.inside.apply(&[Change::remove_local(address, LOOPBACK)]).step(step)
+    }
+}
+
+fn link_number(name: &str) -> io::Result<u32> {
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+    let any = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    Ok(netdevice::name_to_index(&any, name)?)
+}
+
+/// Sets a switch of a family that this kernel may not have.
+fn write_if_there(path: &str, value: &str) -> Result<(), HostError> {
+    match fs::write(path, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.step(|| format!("write {path}")),
+    }
+}

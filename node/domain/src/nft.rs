@@ -1,0 +1,190 @@
+//! The second judge, and the way out: one nftables table per data directory, written by the host's `nft` program.
+//!
+//! It looks at a packet's link and source, never at a single pod, so a pod costs it nothing. Absent: Service addresses (resolved in the
+//! runner) and NetworkPolicy.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cidr::Cidr;
+use crate::error::{HostError, Step};
+use crate::names::DataId;
+
+/// The variable that names the program where it is not on the path.
+pub const VARIABLE: &str = "COPEPOD_NFT";
+
+/// How to get the program, for messages.
+pub const REMEDY: &str =
+    "install nftables (Debian: apt install nftables), or name the program in COPEPOD_NFT";
+
+/// The program of this host.
+#[derive(Clone, Debug)]
+pub struct Nft {
+    program: PathBuf,
+}
+
+/// What the table says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Whose table.
+    pub id: DataId,
+    /// The pods' addresses.
+    pub block: Cidr,
+    /// Whether pods reach the world beyond the node, under the node's address.
+    pub masquerade: bool,
+    /// Blocks that pods reach under their own addresses.
+    pub exceptions: Vec<Cidr>,
+    /// TCP ports of the node that no pod reaches (the kubelet's).
+    pub denied_ports: Vec<u16>,
+}
+
+impl Rules {
+    fn table(&self) -> String {
+        self.id.table()
+    }
+
+    /// The table in `nft`'s language; loading it replaces the one that is there, as one transaction.
+    pub fn text(&self) -> String {
+        let Self { block, .. } = self;
+        let table = self.table();
+        let links = format!("\"{}*\"", self.id.link_prefix());
+        let ports: Vec<_> = self.denied_ports.iter().map(u16::to_string).collect();
+        let denied = if ports.is_empty() {
+            String::new()
+        } else {
+            format!("    iifname {links} tcp dport {{ {} }} drop\n", ports.join(", "))
+        };
+        let direct: Vec<_> = self.exceptions.iter().chain([block]).map(Cidr::to_string).collect();
+        let direct = direct.join(", ");
+        let way_out = if self.masquerade {
+            format!(
+                "  chain out {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
+                 ip saddr {block} ip daddr != {{ {direct} }} oifname != {links} masquerade\n  }}\n"
+            )
+        } else {
+            String::new()
+        };
+        // Spoofing: the way back to the source must be the link on which the packet came. `{links}` ends in a wildcard.
+        format!(
+            "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  \
+             chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
+             iifname {links} ip saddr != {block} drop\n    \
+             iifname {links} fib saddr . iif oif missing drop\n    \
+             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 }} drop\n  }}\n  \
+             chain input {{\n    type filter hook input priority filter; policy accept;\n    \
+             iifname {links} ip saddr != {block} drop\n    \
+             iifname {links} fib saddr . iif oif missing drop\n    \
+             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} drop\n{denied}  }}\n{way_out}}}\n"
+        )
+    }
+}
+
+impl Nft {
+    /// The named program, else the one of [`VARIABLE`], else the one on the path; none where there is none.
+    pub fn find(named: Option<&Path>) -> Option<Self> {
+        let named = named.map(Path::to_owned).or_else(|| env::var_os(VARIABLE).map(PathBuf::from));
+        let program = match named {
+            Some(program) => Some(program),
+            None => {
+                let path = env::var_os("PATH").unwrap_or_default();
+                // An agent's path often lacks the administrator's folders.
+                let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+                env::split_paths(&path)
+                    .chain(more)
+                    .map(|folder| folder.join("nft"))
+                    .find(|p| p.is_file())
+            }
+        };
+        program.filter(|program| program.is_file()).map(|program| Self { program })
+    }
+
+    /// The program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Loads the table.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn load(&self, rules: &Rules) -> Result<(), HostError> {
+        self.run(&["-f", "-"], &rules.text()).step(|| format!("load the table {}", rules.table()))
+    }
+
+    /// Removes the table; also one that is not there.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn remove(&self, id: DataId) -> Result<(), HostError> {
+        let table = id.table();
+        let text = format!("add table inet {table}\ndelete table inet {table}\n");
+        self.run(&["-f", "-"], &text).step(|| format!("remove the table {table}"))
+    }
+
+    /// The program's version, which shows that it runs.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn version(&self) -> io::Result<String> {
+        let output = Command::new(&self.program).arg("--version").stdin(Stdio::null()).output()?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        }
+    }
+
+    fn run(&self, arguments: &[&str], input: &str) -> io::Result<()> {
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut pipe) = child.stdin.take() {
+            // A program that ended already tells why in its own words.
+            let _ = pipe.write_all(input.as_bytes());
+        }
+        let output = child.wait_with_output()?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Rules {
+        Rules {
+            id: DataId::new(0x00c0_ffee),
+            block: "10.64.64.0/18".parse().expect("a block"),
+            masquerade: true,
+            exceptions: vec!["192.168.0.0/16".parse().expect("a block")],
+            denied_ports: vec![10250],
+        }
+    }
+
+    #[test]
+    fn the_table_names_the_data_directory_and_nothing_of_another() {
+        let text = rules().text();
+
+        assert!(text.contains("table inet copepod-00c0ffee {"));
+        assert!(text.contains("iifname \"cp00c0ffeex*\" fib saddr . iif oif missing drop"));
+        assert!(text.contains("tcp dport { 10250 } drop"));
+        assert!(text.contains("ip daddr != { 192.168.0.0/16, 10.64.64.0/18 }"));
+    }
+
+    #[test]
+    fn without_masquerade_there_is_no_nat_chain() {
+        let text = Rules { masquerade: false, denied_ports: Vec::new(), ..rules() }.text();
+
+        assert!(!text.contains("nat"));
+        assert!(!text.contains("dport"));
+    }
+}

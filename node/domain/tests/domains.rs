@@ -1,0 +1,453 @@
+//! Domains with real runners on the real kernel: reached, fenced, adopted, and gone without a trace.
+//!
+//! These tests need root, and the runner built by `cargo build -p copepod-runner` (or named by `COPEPOD_RUNNER`); without either they fail.
+//! Each has a data directory, and by its id names of links, cgroup and routes, of its own, and removes them also where it fails.
+
+mod bench;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use bench::{Bench, attempts};
+use copepod_domain::domain::{Adopted, Limits};
+use copepod_domain::mounts::Source;
+use copepod_domain::{BindMount, HostError};
+
+/// How long something is waited for that should not come. Nothing is concluded from how long something took.
+const NOTHING_COMES: Duration = Duration::from_millis(500);
+
+/// What a connection to a port answers on which nobody listens: that the packet arrived, and that the way back is there.
+fn reached(address: Ipv4Addr) -> bool {
+    let target = SocketAddr::from((address, 9));
+    let result = TcpStream::connect_timeout(&target, Duration::from_secs(2));
+    matches!(result, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+#[test]
+fn a_domain_is_reached_at_its_addresses_as_long_as_it_has_them() {
+    Bench::run("reached", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start(&host, "a").await;
+        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        assert!(!reached(address), "nobody has it yet");
+
+        domain.add_address(address.into()).await.expect("added");
+        domain.add_address(address.into()).await.expect("adding again changes nothing");
+        assert!(reached(address));
+
+        domain.remove_address(address.into()).await.expect("removed");
+        domain.remove_address(address.into()).await.expect("removing again changes nothing");
+        assert!(!reached(address));
+    });
+}
+
+#[test]
+fn only_addresses_of_the_block_are_given_to_a_domain() {
+    Bench::run("foreign", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start(&host, "a").await;
+
+        for foreign in ["192.0.2.77", "127.0.0.1", "::1"] {
+            let address: IpAddr = foreign.parse().expect("an address");
+            let error = domain.add_address(address).await.expect_err(foreign);
+            assert!(matches!(error, HostError::Invalid(_)), "{error}");
+        }
+        domain.add_address(host.gateway().into()).await.expect_err("the node's own");
+    });
+}
+
+#[test]
+fn a_runner_can_neither_start_trace_mount_nor_reach_what_is_not_its_own() {
+    Bench::run("fenced", async |bench| {
+        let host = bench.enter();
+        let neighbour = bench.start(&host, "neighbour").await;
+        fs::write(neighbour.root().join("rw/secret"), "theirs").expect("written");
+        let attacker = bench.start_attacker(&host, "attacker").await;
+        let denied = [libc::EPERM, libc::EACCES];
+        let no_such = [libc::ENOENT];
+
+        for what in
+            ["exec", "fork", "ptrace", "kill", "mount", "chroot", "unshare", "setuid", "bpf"]
+        {
+            attempts(&attacker, what).expect_errno(&denied);
+        }
+        for what in ["raw-socket", "packet-socket", "netlink"] {
+            attempts(&attacker, what).expect_errno(&denied);
+        }
+        // Where only its own tree is `/`, the rest has no name.
+        for what in
+            ["read:/etc/passwd", "list:/etc", "read:/proc/self/mem", "list:/dev", "list:/sys"]
+        {
+            attempts(&attacker, what).expect_errno(&no_such);
+        }
+        let secret = neighbour.root().join("rw/secret");
+        attempts(&attacker, &format!("read:{}", secret.display())).expect_errno(&no_such);
+        attempts(&attacker, "list:/../../neighbour").expect_errno(&no_such);
+        for what in ["write:/x", "write:/ro/x", "write:/code/x", "write:/logs/x", "write:/mnt/x"] {
+            attempts(&attacker, what).expect_errno(&[libc::EPERM, libc::EACCES, libc::EROFS]);
+        }
+        for what in ["write:/rw/x", "write:/state/exits/x", "read:/rw/x", "list:/"] {
+            attempts(&attacker, what).expect_allowed();
+        }
+    });
+}
+
+#[test]
+fn a_runner_that_forges_another_domains_address_is_not_heard() {
+    Bench::run("spoofed", async |bench| {
+        let host = bench.enter();
+        let victim = bench.start(&host, "victim").await;
+        let attacker = bench.start_attacker(&host, "attacker").await;
+        let base = host.pod_cidr().base().to_bits();
+        let (theirs, own) = (Ipv4Addr::from(base + 20), Ipv4Addr::from(base + 21));
+        victim.add_address(theirs.into()).await.expect("added");
+        attacker.add_address(own.into()).await.expect("added");
+        let ear = UdpSocket::bind((host.gateway(), 0)).expect("the node's address is there");
+        ear.set_read_timeout(Some(NOTHING_COMES)).expect("set");
+        let target = ear.local_addr().expect("bound");
+        let mut buffer = [0; 64];
+
+        // Its own address is heard: the way is open.
+        attempts(&attacker, &format!("spoof:{own}>{target}")).expect_allowed();
+        let (_, source) = ear.recv_from(&mut buffer).expect("its own datagram arrives");
+        assert_eq!(source.ip(), IpAddr::from(own));
+
+        // Binding to another's address is not to be prevented inside its own namespace; being heard under it is.
+        let nobodys = Ipv4Addr::from(base + 22);
+        for forged in [theirs, nobodys, host.gateway(), [192, 0, 2, 2].into(), [8, 8, 8, 8].into()]
+        {
+            attempts(&attacker, &format!("spoof:{forged}>{target}")).tried();
+            let heard = ear.recv_from(&mut buffer);
+            assert!(heard.is_err(), "heard under {forged}: {heard:?}");
+        }
+        attempts(&attacker, &format!("bind:{theirs}:80")).expect_errno(&[libc::EADDRNOTAVAIL]);
+        // Squatting changes nothing for the owner: the host's route leads to the victim.
+        attempts(&attacker, &format!("freebind:{theirs}:80")).tried();
+        assert!(reached(theirs));
+    });
+}
+
+#[test]
+fn a_domain_does_not_reach_the_nodes_loopback_or_the_link_below() {
+    Bench::run("loopback", async |bench| {
+        let host = bench.enter();
+        let attacker = bench.start_attacker(&host, "attacker").await;
+        let own = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 21);
+        attacker.add_address(own.into()).await.expect("added");
+        let ear = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let port = ear.local_addr().expect("bound").port();
+        let everywhere = std::net::TcpListener::bind(("0.0.0.0", 0)).expect("bound");
+        let open = everywhere.local_addr().expect("bound").port();
+
+        attempts(&attacker, &format!("spoof-connect:{own}>{}:{open}", host.gateway()))
+            .expect_allowed();
+        attempts(&attacker, &format!("connect:127.0.0.1:{port}")).expect_refused();
+        attempts(&attacker, &format!("spoof-connect:{own}>127.0.0.1:{port}")).expect_refused();
+        attempts(&attacker, &format!("spoof-connect:{own}>169.254.0.1:{open}")).expect_refused();
+        attempts(&attacker, &format!("spoof-connect:{own}>169.254.169.254:80")).expect_refused();
+    });
+}
+
+#[test]
+fn pods_of_two_domains_talk_over_the_host() {
+    Bench::run("talk", async |bench| {
+        let host = bench.enter();
+        let one = bench.start(&host, "one").await;
+        let two = bench.start_attacker(&host, "two").await;
+        let base = host.pod_cidr().base().to_bits();
+        let (a, b) = (Ipv4Addr::from(base + 30), Ipv4Addr::from(base + 31));
+        one.add_address(a.into()).await.expect("added");
+        two.add_address(b.into()).await.expect("added");
+
+        // Nobody listens: the refusal is the other domain's own.
+        attempts(&two, &format!("spoof-connect:{b}>{a}:80")).expect_errno(&[libc::ECONNREFUSED]);
+        let nobody = Ipv4Addr::from(base + 32);
+        attempts(&two, &format!("spoof-connect:{b}>{nobody}:80"))
+            .expect_errno(&[libc::EHOSTUNREACH]);
+    });
+}
+
+#[test]
+fn what_is_mounted_later_is_seen_by_the_runner_as_it_was_meant() {
+    Bench::run("mounts", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start_attacker(&host, "a").await;
+        let outside = bench.scratch("outside");
+        fs::write(outside.join("file"), "hello").expect("written");
+        fs::set_permissions(&outside, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .expect("set");
+        let from = |path: &str| Source::Beneath { root: outside.clone(), path: path.into() };
+        let mount = |source, target: &str, read_only| BindMount {
+            source,
+            target: target.into(),
+            read_only,
+            idmap: false,
+        };
+
+        domain.mount(mount(from(""), "mnt/u/0", false)).await.expect("mounted");
+        domain.mount(mount(from(""), "mnt/u/1", true)).await.expect("mounted");
+        domain.mount(mount(from("file"), "/ro/u/single", true)).await.expect("mounted");
+        domain.mount_tmpfs(Path::new("rw/t"), 64 << 10).await.expect("mounted");
+
+        for what in ["read:/mnt/u/0/file", "read:/mnt/u/1/file", "read:/ro/u/single"] {
+            attempts(&domain, what).expect_allowed();
+        }
+        attempts(&domain, "write:/mnt/u/0/new").expect_allowed();
+        attempts(&domain, "write:/mnt/u/1/new").expect_errno(&[libc::EROFS]);
+        attempts(&domain, "write:/rw/t/new").expect_allowed();
+        assert!(outside.join("new").exists());
+
+        for target in ["mnt/u/0", "mnt/u/1", "ro/u/single", "rw/t"] {
+            domain.unmount(Path::new(target)).await.expect("unmounted");
+            domain.unmount(Path::new(target)).await.expect("again: nothing to do");
+            assert!(!domain.root().join(target).exists(), "{target}");
+        }
+        attempts(&domain, "read:/mnt/u/0/file").expect_errno(&[libc::ENOENT]);
+    });
+}
+
+#[test]
+fn files_of_the_disks_root_are_the_domains_under_an_owner_map() {
+    Bench::run("idmap", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start_attacker(&host, "a").await;
+        let outside = bench.scratch("outside");
+        fs::write(outside.join("private"), "0600").expect("written");
+        let private: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(outside.join("private"), private).expect("set");
+        let mount = |target: &str, idmap| BindMount {
+            source: Source::Beneath { root: outside.clone(), path: "".into() },
+            target: target.into(),
+            read_only: false,
+            idmap,
+        };
+
+        domain.mount(mount("mnt/mapped", true)).await.expect("mounted");
+        domain.mount(mount("mnt/plain", false)).await.expect("mounted");
+
+        attempts(&domain, "read:/mnt/mapped/private").expect_allowed();
+        attempts(&domain, "write:/mnt/mapped/new").expect_allowed();
+        attempts(&domain, "read:/mnt/plain/private").expect_errno(&[libc::EACCES]);
+        let status = fs::metadata(outside.join("new")).expect("there");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&status), 0, "written as the disk's root");
+    });
+}
+
+#[test]
+fn a_source_behind_a_link_or_outside_its_root_is_not_mounted() {
+    Bench::run("links", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start(&host, "a").await;
+        let outside = bench.scratch("outside");
+        fs::create_dir(outside.join("dir")).expect("made");
+        std::os::unix::fs::symlink("/etc", outside.join("link")).expect("linked");
+        std::os::unix::fs::symlink("dir", outside.join("inner")).expect("linked");
+
+        for path in ["link", "inner", "link/passwd", "../outside/dir", "/etc", "dir/../../.."] {
+            let mount = BindMount {
+                source: Source::Beneath { root: outside.clone(), path: path.into() },
+                target: "mnt/x".into(),
+                read_only: true,
+                idmap: false,
+            };
+            domain.mount(mount).await.expect_err(path);
+        }
+        // A runner that puts a link where a mount is to go does not lead it elsewhere.
+        std::os::unix::fs::symlink("/etc", domain.root().join("rw/trap")).expect("linked");
+        for target in ["rw/trap/x", "rw/trap", "../x", "/", ""] {
+            domain.mount_tmpfs(Path::new(target), 4096).await.expect_err(target);
+        }
+    });
+}
+
+#[test]
+fn a_removed_domain_leaves_nothing_behind() {
+    Bench::run("removed", async |bench| {
+        let host = bench.enter();
+        let before = bench.traces(&host);
+        let domain = bench.start(&host, "a").await;
+        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        domain.add_address(address.into()).await.expect("added");
+        domain.mount_tmpfs(Path::new("rw/t"), 1 << 20).await.expect("mounted");
+        let pid = domain.pid();
+        let outside = bench.scratch("outside");
+        fs::write(outside.join("canary"), "alive").expect("written");
+        let mount = BindMount {
+            source: Source::Beneath { root: outside.clone(), path: "".into() },
+            target: "mnt/u/0".into(),
+            read_only: false,
+            idmap: false,
+        };
+        domain.mount(mount).await.expect("mounted");
+        assert_ne!(bench.traces(&host), before, "a living domain leaves traces");
+
+        host.remove_domain(domain.id()).await.expect("removed");
+        host.remove_domain(domain.id()).await.expect("removing again changes nothing");
+
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        assert_eq!(bench.traces(&host), before);
+        assert_eq!(host.existing_domains().expect("listed"), []);
+        assert_eq!(fs::read_to_string(outside.join("canary")).expect("there"), "alive");
+    });
+}
+
+#[test]
+fn a_runner_outlives_its_agent_and_the_next_agent_takes_it_over() {
+    let first = async |bench: &Bench| {
+        let host = bench.enter();
+        let domain = bench.start_attacker(&host, "a").await;
+        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        domain.add_address(address.into()).await.expect("added");
+        (domain.id().clone(), domain.pid(), domain.uid(), host.pod_cidr(), address)
+    };
+    Bench::run_two("adopted", first, async |bench, (id, pid, uid, block, address)| {
+        let next = bench.enter();
+        let Adopted::Alive(domain) = next.adopt_domain(&id).await.expect("looked for") else {
+            panic!("the runner lives");
+        };
+
+        assert_eq!((domain.pid(), domain.uid(), next.pod_cidr()), (pid, uid, block));
+        assert!(reached(address), "its address was kept");
+        let another = Ipv4Addr::from(block.base().to_bits() + 11);
+        domain.add_address(another.into()).await.expect("added");
+        assert!(reached(another));
+        domain.mount_tmpfs(Path::new("rw/t"), 4096).await.expect("mounted");
+        attempts(&domain, "write:/rw/t/new").expect_allowed();
+        let again = next.start_domain(bench.spec("a", &[])).await.expect_err("it runs");
+        assert!(matches!(again, HostError::Invalid(_)), "{again}");
+    });
+}
+
+#[test]
+fn a_runner_that_died_is_noticed_and_not_adopted() {
+    Bench::run("died", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start(&host, "a").await;
+        let id = domain.id().clone();
+
+        rustix::process::pidfd_send_signal(domain.pidfd(), rustix::process::Signal::KILL)
+            .expect("killed");
+        domain.ended().await.expect("noticed");
+
+        assert!(matches!(host.adopt_domain(&id).await.expect("looked for"), Adopted::Dead));
+        assert_eq!(host.existing_domains().expect("listed"), std::slice::from_ref(&id));
+        let again = host.start_domain(bench.spec("a", &[])).await.expect("started anew");
+        assert_ne!(again.uid(), domain.uid(), "a user comes back as late as possible");
+    });
+}
+
+#[test]
+fn a_process_that_merely_has_the_runners_number_is_not_killed() {
+    Bench::run("recycled", async |bench| {
+        let host = bench.enter();
+        let domain = bench.start(&host, "a").await;
+        let mut bystander =
+            std::process::Command::new("sleep").arg("60").spawn().expect("sleep is there");
+        host.remove_domain(domain.id()).await.expect("removed");
+        let directory = host.data().join("domains/a");
+        fs::create_dir(&directory).expect("made");
+        let record = format!(
+            "{{\"index\":77,\"uid\":{},\"own_network\":true,\"runner\":{{\"pid\":{},\"started\":1,\"boot\":\"{}\",\
+             \"program\":\"/bin/sleep\"}}}}",
+            host.id().first_uid() + 77,
+            bystander.id(),
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("read").trim(),
+        );
+        fs::write(directory.join("runner.json"), record).expect("written");
+
+        let adopted = host.adopt_domain(domain.id()).await.expect("looked for");
+        host.remove_domain(domain.id()).await.expect("removed");
+        let alive = bystander.try_wait().expect("asked").is_none();
+        bystander.kill().expect("ended");
+        bystander.wait().expect("reaped");
+
+        assert!(matches!(adopted, Adopted::Dead));
+        assert!(alive, "the bystander lives");
+    });
+}
+
+#[test]
+fn the_kernel_holds_a_domain_to_its_memory_and_its_threads() {
+    Bench::run("limits", async |bench| {
+        let host = bench.enter();
+        let mut spec = bench.spec("a", &[]);
+        spec.limits = Limits { memory: Some(64 << 20), threads: Some(16) };
+
+        let domain = host.start_domain(spec).await.expect("started");
+        domain.set_memory_max(Some(96 << 20)).await.expect("raised");
+        domain.set_memory_max(Some(48 << 20)).await.expect("lowered");
+
+        let usage = domain.usage().expect("read");
+        assert!(usage.memory > 0 && usage.memory < 48 << 20, "{usage:?}");
+    });
+}
+
+#[test]
+fn two_data_directories_live_side_by_side() {
+    Bench::run("side-one", async |one| {
+        let host = one.enter();
+        let domain = one.start(&host, "same").await;
+        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        domain.add_address(address.into()).await.expect("added");
+        let block = host.pod_cidr();
+
+        let other_block = Bench::run("side-two", async |two| {
+            let other = two.enter();
+            let domain = two.start(&other, "same").await;
+            let address = Ipv4Addr::from(other.pod_cidr().base().to_bits() + 10);
+            domain.add_address(address.into()).await.expect("added");
+            assert!(reached(address));
+            other.pod_cidr()
+        });
+
+        assert!(!block.overlaps(other_block));
+        assert!(reached(address), "the other's reset left this one alone");
+    });
+}
+
+#[test]
+fn a_configured_block_that_is_in_use_is_refused() {
+    Bench::run("occupied", async |one| {
+        let host = one.enter();
+        let taken = host.pod_cidr();
+
+        Bench::run("occupied-two", async |two| {
+            let mut config = two.config();
+            config.pod_cidr = Some(taken);
+            let error = copepod_domain::Host::enter(config).expect_err("it is taken");
+            assert!(error.to_string().contains(&taken.to_string()), "{error}");
+        });
+    });
+}
+
+#[test]
+fn a_reset_undoes_what_was_done_to_the_machine() {
+    Bench::run("reset", async |bench| {
+        let host = bench.enter();
+        bench.start(&host, "a").await;
+        bench.start(&host, "b").await;
+        assert!(!host.explain().is_empty());
+        let id = host.id();
+
+        host.reset().await.expect("undone");
+
+        bench.assert_no_trace(id);
+    });
+}
+
+#[test]
+fn a_program_that_is_no_runner_is_reported_with_its_last_words() {
+    Bench::run("no-runner", async |bench| {
+        let host = bench.enter();
+        let before = bench.traces(&host);
+        let mut spec = bench.spec("a", &["-c", "echo I am no runner >&2"]);
+        spec.program = "/bin/sh".into();
+
+        let error = host.start_domain(spec).await.expect_err("it is no runner");
+
+        assert!(error.to_string().contains("I am no runner"), "{error}");
+        assert_eq!(bench.traces(&host), before, "nothing is left of the attempt");
+    });
+}
