@@ -1,1 +1,40 @@
-//! Under construction.
+//! Images on the agent's side: from the name in a pod's spec to compiled code on this machine's disk.
+//!
+//! Start at [`images`], which agent and command line use; then [`reference`], the name; [`pull`], which turns it into bytes by
+//! way of [`registry`] and [`guard`]; [`store`], where they lie; [`code`] and [`compiler`], which make native code of them.
+//!
+//! Elsewhere: a pod's back-off and events (`copepod-node`), running the code (`copepod-runner`).
+//! Invariant: nothing that a stranger wrote is executed, compiled or even parsed as wasm in the agent: the compile child does that.
+
+mod code;
+mod compiler;
+mod credentials;
+mod digest;
+mod error;
+mod guard;
+mod images;
+mod manifest;
+mod progress;
+mod pull;
+mod reference;
+mod registry;
+pub mod sizes;
+mod store;
+mod unpack;
+
+pub use code::{Code, CompileLimits, engine_hash};
+pub use compiler::compile_child_main;
+pub use credentials::{Credentials, CredentialsError};
+pub use digest::{Digest, NotADigest};
+pub use error::{CompileError, PullError, PushError, Retry, StoreError};
+pub use guard::PullRules;
+pub use images::{CollectPolicy, Image, Images, ImagesConfig, Inspected, Listed, PullPolicy};
+pub use progress::{Progress, ProgressFn};
+pub use reference::{InvalidReference, Reference, Version};
+pub use store::Collected;
+
+/// Makes ring the process's one TLS provider. Harmless when called again, or after someone else has chosen.
+pub fn install_tls_provider() {
+    // The error only says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
