@@ -1,1 +1,29 @@
-//! Under construction.
+//! The agent: owns the pods of one data directory and drives their runners.
+//!
+//! Start at [`run_agent`], which sets up and recovers; then `owner`, the loop that lets each pod's core decide; `perform`, which
+//! acts; `sandbox`, what a pod needs on the host before its first container. [`api`] is how `copepod` talks to it.
+//!
+//! Here: what acts. Elsewhere: what decides about a pod's life (`copepod-node`), the host's namespaces, mounts and addresses
+//! (`copepod-domain`), images and code (`copepod-image`), guests (`copepod-runner`).
+//! Invariant: a start is in the journal before it is sent; no guest code is ever in this process.
+
+mod accept;
+pub mod api;
+mod check;
+mod config;
+mod domains;
+mod follow;
+mod journal;
+mod logs;
+mod node;
+mod owner;
+mod perform;
+mod pod;
+mod recover;
+mod runner;
+mod sandbox;
+mod serve;
+mod store;
+
+pub use config::AgentConfig;
+pub use recover::{AgentError, run_agent};

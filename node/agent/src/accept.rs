@@ -1,0 +1,175 @@
+//! Takes pods on: what a client sends is judged whole, given its identity, and put on disk before it is acted on.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+
+use copepod_node::annotations::NodeCeilings;
+use copepod_node::life::PodLife;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use serde::de::DeserializeOwned;
+
+use crate::api::{AcceptedPod, Publish, Reply, RunPods};
+use crate::owner::Owner;
+use crate::pod::{Entry, World};
+use crate::store::Stored;
+
+/// A pod that passed every check and is not known yet.
+struct Candidate {
+    entry: Entry,
+    published: Vec<(SocketAddr, u16)>,
+}
+
+impl Owner {
+    /// Answers [`Call::Run`](crate::api::Call::Run): all pods or none.
+    pub(crate) fn accept(&mut self, run: RunPods, touched: &mut BTreeSet<String>) -> Reply {
+        let mut candidates = Vec::new();
+        let mut refused = Vec::new();
+        let objects = parse_all::<ConfigMap>(&run.config_maps)
+            .and_then(|maps| Ok((maps, parse_all::<Secret>(&run.secrets)?)));
+        let (config_maps, secrets) = match objects {
+            Ok(objects) => objects,
+            Err(error) => return Reply::Refused(vec![error]),
+        };
+        let mut names = BTreeSet::new();
+        for (index, text) in run.pods.iter().enumerate() {
+            let publish = run.publish.iter().filter(|it| it.pod == index).cloned().collect();
+            let candidate = serde_json::from_str::<Pod>(text)
+                .map_err(|error| vec![error.to_string()])
+                .and_then(|pod| self.candidate(pod, publish, &config_maps, &secrets, &run));
+            match candidate {
+                Ok(candidate) => {
+                    let name = candidate.entry.world.name();
+                    if !names.insert(name.clone()) {
+                        refused.push(format!("pod {:?} is there twice", name.name));
+                    }
+                    candidates.push(candidate);
+                }
+                Err(reasons) => refused.extend(reasons),
+            }
+        }
+        let mut accepted = Vec::new();
+        if refused.is_empty() {
+            for Candidate { entry, .. } in &candidates {
+                let world = &entry.world;
+                if let Err(error) = self.store.put(&world.uid, &world.stored) {
+                    refused.push(format!("the data directory cannot be written: {error}"));
+                }
+            }
+        }
+        for Candidate { entry, published } in candidates {
+            let world = entry.world.clone();
+            if refused.is_empty() {
+                let pod = world.name();
+                self.names.insert(pod.clone(), world.uid.clone());
+                touched.insert(world.uid.clone());
+                self.pods.insert(world.uid.clone(), entry);
+                accepted.push(AcceptedPod { uid: world.uid.clone(), pod, published });
+            } else {
+                self.give_back(world.stored.ip);
+                let _ = self.store.remove(&world.uid);
+            }
+        }
+        if refused.is_empty() { Reply::Accepted(accepted) } else { Reply::Refused(refused) }
+    }
+
+    fn candidate(
+        &mut self,
+        mut pod: Pod,
+        publish: Vec<Publish>,
+        config_maps: &[ConfigMap],
+        secrets: &[Secret],
+        run: &RunPods,
+    ) -> Result<Candidate, Vec<String>> {
+        let uid = new_uid().map_err(|error| vec![error])?;
+        let now = Timestamp::now();
+        let namespace = pod.metadata.namespace.get_or_insert_with(|| "default".into()).clone();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        pod.metadata.uid = Some(uid.clone());
+        pod.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        let prefix = format!("pod {name:?}: ");
+        let life = PodLife::admit(pod, &NodeCeilings::default(), now).map_err(|refusals| {
+            refusals.iter().map(|refusal| format!("{prefix}{refusal}")).collect::<Vec<_>>()
+        })?;
+        let pod = Pod::clone(life.pod());
+        if self.names.keys().any(|it| it.name == name && it.namespace == namespace) {
+            return Err(vec![format!(
+                "{prefix}a pod of this name is here already; `copepod stop {name}` ends and forgets it"
+            )]);
+        }
+        let mut listeners = Vec::new();
+        let mut published = Vec::new();
+        for one in &publish {
+            let address = SocketAddr::new(one.host_ip, one.host_port);
+            let bound = TcpListener::bind(address)
+                .and_then(|listener| Ok((listener.local_addr()?, listener)))
+                .map_err(|error| {
+                    vec![format!("{prefix}--publish {address}: the port cannot be opened: {error}")]
+                })?;
+            published.push((bound.0, one.pod_port));
+            listeners.push((bound.1, one.pod_port));
+        }
+        let ip = self.addresses.take().ok_or_else(|| {
+            vec![format!("{prefix}all {} pod addresses are taken", self.addresses.block())]
+        })?;
+        let isolated = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref())
+            == Some("copepod-pod");
+        let domain =
+            if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
+        let stored = Stored {
+            pod,
+            config_maps: of_namespace(config_maps, |it| &it.metadata, &namespace),
+            secrets: of_namespace(secrets, |it| &it.metadata, &namespace),
+            publish,
+            credentials: run.credentials.clone(),
+            ip: IpAddr::V4(ip),
+            loopback: self.loopback_of(ip),
+            domain,
+            accepted: now,
+        };
+        let host_ips = self.performer.node.facts.ips.clone();
+        let world = World::new(&self.performer.config.data, uid, stored, host_ips, listeners);
+        Ok(Candidate { entry: Entry::new(life, world), published })
+    }
+
+    /// The address that stands for the loopback of the pod at `ip`: as unique in 127.128.0.0/10 as `ip` is in a block of up to /10.
+    pub(crate) fn loopback_of(&self, ip: Ipv4Addr) -> Ipv4Addr {
+        let offset = ip.to_bits() - self.addresses.block().base().to_bits();
+        Ipv4Addr::from_bits(Ipv4Addr::new(127, 128, 0, 0).to_bits() + offset)
+    }
+
+    /// A forgotten pod's address is free again.
+    pub(crate) fn give_back(&mut self, ip: IpAddr) {
+        if let IpAddr::V4(ip) = ip {
+            self.addresses.give_back(ip);
+        }
+    }
+}
+
+fn parse_all<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<T>, String> {
+    texts.iter().map(|text| serde_json::from_str(text).map_err(|e| e.to_string())).collect()
+}
+
+fn of_namespace<T: Clone>(
+    all: &[T],
+    meta: impl Fn(&T) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    namespace: &str,
+) -> Vec<T> {
+    let here = |it: &&T| meta(it).namespace.as_deref().unwrap_or("default") == namespace;
+    all.iter().filter(here).cloned().collect()
+}
+
+/// A random UUID (version 4), as the API server gives.
+fn new_uid() -> Result<String, String> {
+    let mut bytes = [0u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .map_err(|error| format!("no random numbers: {error}"))?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}

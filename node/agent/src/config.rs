@@ -1,0 +1,49 @@
+//! How an agent is set up: parsed once, before anything is touched.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use copepod_domain::Cidr;
+
+/// The settings of one agent. `copepod __agent` fills it from its arguments.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// The data directory; absolute.
+    pub data: PathBuf,
+    /// The runner's program.
+    pub runner: PathBuf,
+    /// The program with the compile child, which is `copepod` itself.
+    pub compiler: PathBuf,
+    /// The block that pod addresses come from, e.g. `10.64.0.0/18`; none: a free one, kept.
+    pub pod_cidr: Option<Cidr>,
+    /// Where pods without a container limit end: memory that the node gives to pods, in bytes. None: the machine's less 512 MiB.
+    pub allocatable_memory: Option<u64>,
+    /// CPU that the node gives to pods, in thousandths of a core. None: the machine's.
+    pub allocatable_cpu_millis: Option<u32>,
+    /// Name servers that guests' names are asked of. None: those of the host's `/etc/resolv.conf` that pods can reach.
+    pub name_servers: Option<Vec<Ipv4Addr>>,
+    /// Log bytes per second that a container may write before it waits (DESIGN 6): 1 MiB/s unless set.
+    pub log_bytes_per_second: u64,
+    /// CPU seconds that the compile child may use: 600 unless set.
+    pub compile_cpu_seconds: u64,
+    /// Bytes of memory that the compile child may use: 4 GiB unless set.
+    pub compile_memory: u64,
+}
+
+impl AgentConfig {
+    /// The default settings for a data directory.
+    pub fn new(data: PathBuf, runner: PathBuf, compiler: PathBuf) -> Self {
+        Self {
+            data,
+            runner,
+            compiler,
+            pod_cidr: None,
+            allocatable_memory: None,
+            allocatable_cpu_millis: None,
+            name_servers: None,
+            log_bytes_per_second: 1 << 20,
+            compile_cpu_seconds: 600,
+            compile_memory: 4 << 30,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What the agent must not forget: facts about pods, on disk before anything is done because of them.
+//!
+//! One append-only file for all pods, so that many facts share one `fdatasync`. A record is a little-endian `u32` length, the
+//! `u32` CRC-32 of what follows, and CBOR. A tail that a crash cut off is dropped, as nobody acted on it; damage before the tail is
+//! an error, because what follows it was acted on. Opening rewrites the file without the pods that are gone.
+//!
+//! Absent: a database. An embedded one costs threads and memory on every node for what is a list of a few facts per pod that is
+//! only ever read whole, at start.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The largest record: a fact holds at most a termination message (4 KiB) and a few names.
+const MAX_RECORD: usize = 1 << 20;
+
+/// A journal grows to this before it is pruned while the agent runs: some 100,000 facts.
+const PRUNE_AT: u64 = 16 << 20;
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file cannot be read or written.
+    #[error("{path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A record that was acted on is damaged. Nothing is deleted: a person decides.
+    #[error(
+        "{path} is damaged at byte {offset}, with sound records after it: the disk or another program changed it. Stop all \
+         pods by `copepod node reset --data-dir ...`, or restore the file"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: usize,
+    },
+}
+
+/// An open journal of facts of type `F`, each about one pod.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    prune_at: u64,
+}
+
+impl Journal {
+    /// Opens or makes the journal and returns its facts in the order in which they were appended, without those for which
+    /// `keep` is false.
+    ///
+    /// # Errors
+    /// See [`JournalError`].
+    pub(crate) fn open<F: Serialize + DeserializeOwned>(
+        path: &Path,
+        keep: impl Fn(&F) -> bool,
+    ) -> Result<(Self, Vec<F>), JournalError> {
+        let error = |source| JournalError::Io { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        match File::open(path) {
+            Ok(mut file) => drop(file.read_to_end(&mut bytes).map_err(error)?),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+            Err(other) => return Err(error(other)),
+        }
+        let mut facts: Vec<F> = decode(&bytes)
+            .map_err(|offset| JournalError::Damaged { path: path.to_owned(), offset })?;
+        facts.retain(keep);
+        let journal = Self::write_new(path, &facts).map_err(error)?;
+        Ok((journal, facts))
+    }
+
+    /// Appends facts; when it returns, they outlive a power cut.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`], after which nothing may be acted on and the agent ends: a failed `fdatasync` is not repeated, as the
+    /// kernel may have dropped the pages.
+    pub(crate) fn append<F: Serialize>(&mut self, facts: &[F]) -> Result<(), JournalError> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(128 * facts.len());
+        for fact in facts {
+            encode(fact, &mut bytes);
+        }
+        self.file
+            .write_all(&bytes)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether so much was appended that [`prune`](Self::prune) is due.
+    pub(crate) fn is_long(&self) -> bool {
+        self.length > self.prune_at
+    }
+
+    /// Rewrites the file without the facts for which `keep` is false.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); the old file is then still whole.
+    pub(crate) fn prune<F: Serialize + DeserializeOwned>(
+        &mut self,
+        keep: impl Fn(&F) -> bool,
+    ) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        *self = Self::open(&path, keep)?.0;
+        Ok(())
+    }
+
+    fn write_new<F: Serialize>(path: &Path, facts: &[F]) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        for fact in facts {
+            encode(fact, &mut bytes);
+        }
+        write_whole(path, &bytes)?;
+        let file = OpenOptions::new().append(true).open(path)?;
+        let length = bytes.len() as u64;
+        // Twice what had to be kept, so that pruning costs no more than what was appended since.
+        let prune_at = (2 * length).max(PRUNE_AT);
+        Ok(Self { path: path.to_owned(), file, length, prune_at })
+    }
+}
+
+/// Puts a file with `bytes` in the place of `path`, whole or not at all, also over a power cut.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let new = folder.join(name);
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    File::open(folder)?.sync_all()
+}
+
+fn encode<F: Serialize>(fact: &F, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    bytes.extend([0; 8]);
+    ciborium::into_writer(fact, &mut *bytes).expect("a vector takes every byte");
+    let (head, body) = bytes[start..].split_at_mut(8);
+    let length = u32::try_from(body.len()).expect("a fact is far below 4 GiB");
+    head[..4].copy_from_slice(&length.to_le_bytes());
+    head[4..].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+}
+
+/// All facts, or the offset of a damaged record that sound ones follow.
+fn decode<F: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<F>, usize> {
+    let mut facts = Vec::new();
+    let mut offset = 0;
+    while let Some((fact, length)) = record(&bytes[offset..]) {
+        facts.push(ciborium::from_reader(fact).map_err(|_| offset)?);
+        offset += length;
+    }
+    let damaged = (offset + 1..bytes.len()).any(|later| {
+        record(&bytes[later..]).is_some_and(|(fact, _)| ciborium::from_reader::<F, _>(fact).is_ok())
+    });
+    if damaged { Err(offset) } else { Ok(facts) }
+}
+
+/// The first record's body and its whole length, where it is there and sound.
+fn record(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (head, rest) = bytes.split_at_checked(8)?;
+    let length = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
+    let body = rest.get(..length).filter(|_| (1..=MAX_RECORD).contains(&length))?;
+    (crc32fast::hash(body) == u32::from_le_bytes(head[4..].try_into().ok()?)).then_some((body, 8 + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(numbers: std::ops::Range<u32>) -> Vec<(String, u32)> {
+        numbers.map(|number| (format!("pod-{}", number % 3), number)).collect()
+    }
+
+    fn open(path: &Path) -> Result<Vec<(String, u32)>, JournalError> {
+        Journal::open(path, |_: &(String, u32)| true).map(|(_, facts)| facts)
+    }
+
+    #[test]
+    fn facts_come_back_in_their_order_and_those_of_pods_that_are_gone_do_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let (mut journal, none) = Journal::open(&path, |_: &(String, u32)| true).expect("made");
+        assert!(none.is_empty());
+
+        journal.append(&facts(0..5)).expect("appended");
+        journal.append(&facts(5..9)).expect("appended");
+
+        assert_eq!(open(&path).expect("sound"), facts(0..9));
+        let (_, kept) =
+            Journal::open(&path, |fact: &(String, u32)| fact.0 != "pod-1").expect("sound");
+        assert_eq!(kept.len(), 6);
+        assert_eq!(open(&path).expect("sound"), kept);
+    }
+
+    #[test]
+    fn a_tail_that_a_crash_cut_off_anywhere_is_dropped_and_the_rest_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let mut whole = Vec::new();
+        facts(0..3).iter().for_each(|fact| encode(fact, &mut whole));
+        let mut two = Vec::new();
+        facts(0..2).iter().for_each(|fact| encode(fact, &mut two));
+
+        for length in two.len()..whole.len() {
+            std::fs::write(&path, &whole[..length]).expect("written");
+
+            assert_eq!(open(&path).expect("sound"), facts(0..2));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_before_the_tail_is_an_error_that_deletes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let mut whole = Vec::new();
+        facts(0..3).iter().for_each(|fact| encode(fact, &mut whole));
+        whole[9] ^= 0x10;
+        std::fs::write(&path, &whole).expect("written");
+
+        assert!(matches!(open(&path), Err(JournalError::Damaged { offset: 0, .. })));
+        assert_eq!(std::fs::read(&path).expect("there"), whole);
+    }
+}

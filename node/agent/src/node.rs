@@ -1,0 +1,70 @@
+//! What this machine has for pods, and what it tells them of itself.
+
+use std::net::IpAddr;
+
+use copepod_node::objects::{Allocatable, NodeFacts};
+use copepod_node::quantity::Amount;
+
+use copepod_domain::Host;
+
+use crate::config::AgentConfig;
+
+/// Memory that is left to the machine itself, where nobody says how much pods may have: as much as a kubelet and its runtime take.
+const RESERVED: u64 = 512 << 20;
+
+/// The machine as its pods see it.
+#[derive(Debug)]
+pub(crate) struct NodeView {
+    /// What `fieldRef` and `resourceFieldRef` may ask.
+    pub(crate) facts: NodeFacts,
+    /// Bytes of memory that a container without a limit may use.
+    pub(crate) memory: u64,
+    /// Name servers for guests.
+    pub(crate) name_servers: Vec<IpAddr>,
+    /// The node's own addresses, which no guest reaches.
+    pub(crate) denied: Vec<IpAddr>,
+    /// Search domains for guests.
+    pub(crate) search: Vec<String>,
+}
+
+impl NodeView {
+    pub(crate) fn of_this_machine(config: &AgentConfig, host: &Host) -> Self {
+        let total = rustix::system::sysinfo().totalram as u64;
+        let memory = config.allocatable_memory.unwrap_or(total.saturating_sub(RESERVED));
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let millis = config.allocatable_cpu_millis.unwrap_or(cores * 1000);
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (found, search) = resolv_conf();
+        let name_servers = config
+            .name_servers
+            .as_ref()
+            .map_or(found, |given| given.iter().copied().map(IpAddr::V4).collect());
+        let allocatable = Allocatable {
+            cpu: Amount::millis(millis.into()),
+            memory: Amount::units(memory),
+            ephemeral_storage: Amount::units(0),
+        };
+        let facts = NodeFacts { name, ips: vec![host.gateway().into()], allocatable };
+        Self { facts, memory, name_servers, search, denied: vec![host.gateway().into()] }
+    }
+}
+
+/// Name servers and search domains of the host, but servers on its loopback, which no pod reaches.
+fn resolv_conf() -> (Vec<IpAddr>, Vec<String>) {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let (mut servers, mut search) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => servers.extend(
+                words
+                    .next()
+                    .and_then(|word| word.parse().ok())
+                    .filter(|server: &IpAddr| !server.is_loopback()),
+            ),
+            Some("search") => search = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    (servers, search)
+}

@@ -1,0 +1,582 @@
+//! Does what the core planned, each action in a task of its own, and tells the owner what came of it.
+//!
+//! Nothing here decides about a pod's life. One pod's failure never holds up its neighbours, and every action has just one answer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use copepod_node::ContainerName;
+use copepod_node::life::{
+    Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled,
+};
+use copepod_shim::protocol::{
+    Answer, AttemptId, ExecContainer, Failure, Request, StopContainer,
+};
+use jiff::Timestamp;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::api::{self, ContainerUse, ExecIn, Reply};
+use crate::check::{self, Get};
+use crate::config::AgentConfig;
+use crate::domains::{Domains, Live};
+use crate::node::NodeView;
+use crate::owner::Wake;
+use crate::pod::{ReadyImage, World};
+use crate::runner::RequestError;
+use crate::sandbox;
+
+/// What acting needs beside the pod itself.
+pub(crate) struct Performer {
+    pub(crate) config: AgentConfig,
+    pub(crate) build: String,
+    pub(crate) domains: Arc<Domains>,
+    pub(crate) images: Arc<copepod_image::Images>,
+    pub(crate) node: NodeView,
+    pub(crate) wake: mpsc::Sender<Wake>,
+    pub(crate) clients: Arc<AtomicUsize>,
+    /// Exits that may be acknowledged once what was observed of them is on disk.
+    pub(crate) exits: Mutex<VecDeque<(String, AttemptId)>>,
+}
+
+impl Performer {
+    /// How many clients are connected.
+    pub(crate) fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn hello(&self) -> Reply {
+        Reply::Agent {
+            version: api::VERSION,
+            build: self.build.clone(),
+            pid: std::process::id(),
+        }
+    }
+
+    /// A domain's root directory on the host.
+    pub(crate) fn root_of(&self, domain: &str) -> PathBuf {
+        self.config.data.join("domains").join(domain).join("root")
+    }
+
+    fn tell(&self, uid: &str, event: PodEvent) -> impl Future<Output = ()> + use<> {
+        let (wake, uid) = (self.wake.clone(), uid.to_owned());
+        // The owner is gone only when the agent ends.
+        async move { drop(wake.send(Wake::Pod { uid, event }).await) }
+    }
+
+    /// Begins an action.
+    pub(crate) fn perform(self: &Arc<Self>, world: &Arc<World>, action: Action) {
+        let (this, world) = (self.clone(), world.clone());
+        tokio::spawn(async move {
+            if let Some(event) = this.act(&world, action).await {
+                this.tell(&world.uid, event).await;
+            }
+        });
+    }
+
+    /// Does an action. `None`: its answer comes by another way, an exit or the loss of the sandbox.
+    async fn act(&self, world: &Arc<World>, action: Action) -> Option<PodEvent> {
+        match action {
+            Action::SetUp => Some(match sandbox::set_up(self, world).await {
+                Ok(ips) => PodEvent::SetUp { ips },
+                Err(failed) => {
+                    PodEvent::SetUpFailed { reason: failed.reason.into(), message: failed.message }
+                }
+            }),
+            Action::Pull { container, image, policy } => self.pull(world, container, &image, policy).await,
+            Action::Start { container, attempt } => self.start(world, container, attempt).await,
+            Action::Probe { container, attempt, probe, handler, timeout } => {
+                let result = self.probe(world, &container, attempt, &handler, timeout).await;
+                Some(PodEvent::ProbeDone { container, attempt, probe, result })
+            }
+            Action::Hook { container, attempt, hook, handler, deadline } => {
+                let left = deadline.map(|deadline| {
+                    Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default()
+                });
+                let limit = left.unwrap_or(copepod_node::life::LONGEST);
+                let result = match self.probe(world, &container, attempt, &handler, limit).await {
+                    ProbeResult::Passed | ProbeResult::PassedWithWarning(_) => Ok(()),
+                    ProbeResult::Failed(message) | ProbeResult::Errored(message) => Err(message),
+                };
+                Some(PodEvent::HookDone { container, attempt, hook, result })
+            }
+            Action::Stop { container, attempt, deadline } => {
+                self.stop(world, container, attempt, deadline).await
+            }
+            Action::TearDown => {
+                world.cancelled.send_replace(true);
+                if let Err(failed) = sandbox::tear_down(self, world).await {
+                    tracing::error!(uid = world.uid, failed.message, "cannot give back all of a pod");
+                }
+                Some(PodEvent::TornDown)
+            }
+        }
+    }
+
+    async fn live(&self, world: &World) -> Result<Arc<Live>, RequestError> {
+        self.domains.live(&world.stored.domain).await.ok_or(RequestError::Gone)
+    }
+
+    async fn ask(&self, world: &World, request: Request) -> Result<Answer, RequestError> {
+        self.live(world).await?.runner.ask(request).await
+    }
+
+    async fn pull(
+        &self,
+        world: &Arc<World>,
+        container: ContainerName,
+        image: &str,
+        policy: PullPolicy,
+    ) -> Option<PodEvent> {
+        let mut cancelled = world.cancelled.subscribe();
+        let ready = tokio::select! {
+            ready = self.ready_image(world, image, policy) => ready,
+            // Torn down meanwhile: nobody waits for the answer.
+            _ = cancelled.wait_for(|it| *it) => return None,
+        };
+        let _ = self.wake.send(Wake::Progress { uid: world.uid.clone(), text: None }).await;
+        Some(match ready {
+            Ok((ready, pulled)) => {
+                let image_id = ready.image.id.clone();
+                world.set_image(container.as_ref(), ready);
+                PodEvent::ImageReady { container, image_id, pulled }
+            }
+            Err(failed) => PodEvent::ImageFailed {
+                container,
+                reason: failed.reason,
+                message: failed.message,
+                retry: failed.retry,
+            },
+        })
+    }
+
+    async fn ready_image(
+        &self,
+        world: &World,
+        image: &str,
+        policy: PullPolicy,
+    ) -> Result<(ReadyImage, Option<Pulled>), ImageFailed> {
+        let (wake, uid) = (self.wake.clone(), world.uid.clone());
+        let progress = move |progress: copepod_image::Progress| {
+            // News of progress may be lost: the next one comes.
+            let text = Some(progress.to_string());
+            let _ = wake.try_send(Wake::Progress { uid: uid.clone(), text });
+        };
+        let policy = match policy {
+            PullPolicy::Always => copepod_image::PullPolicy::Always,
+            PullPolicy::IfNotPresent => copepod_image::PullPolicy::IfNotPresent,
+            PullPolicy::Never => copepod_image::PullPolicy::Never,
+        };
+        let credentials = credentials(&world.stored.credentials);
+        let started = std::time::Instant::now();
+        let image =
+            self.images.resolve(image, policy, &credentials, &progress).await.map_err(|error| {
+                ImageFailed {
+                    reason: error.reason().to_owned(),
+                    message: with_causes(&error),
+                    retry: error.retry() == copepod_image::Retry::Later,
+                }
+            })?;
+        let took = started.elapsed();
+        let pulled = image.pulled.then(|| Pulled { took, waited: took, bytes: image.bytes });
+        let code = self.images.code(&image, &progress).await.map_err(|error| ImageFailed {
+            reason: "ErrImagePull".to_owned(),
+            message: with_causes(&error),
+            retry: error.retry() == copepod_image::Retry::Later,
+        })?;
+        Ok((ReadyImage { image, code }, pulled))
+    }
+
+    async fn start(
+        &self,
+        world: &Arc<World>,
+        container: ContainerName,
+        attempt: u32,
+    ) -> Option<PodEvent> {
+        let failed = |reason: &str, message: String, retry| {
+            Some(PodEvent::StartFailed {
+                container: container.clone(),
+                attempt,
+                reason: reason.to_owned(),
+                message,
+                retry,
+            })
+        };
+        // After a restart of the agent the image is known by name only; it is here, as the attempt was journaled.
+        let mut ready = match world.image(container.as_ref()) {
+            Some(ready) => ready,
+            None => {
+                let spec = world.container(container.as_ref())?;
+                let name = spec.image.clone().unwrap_or_default();
+                match self.ready_image(world, &name, PullPolicy::IfNotPresent).await {
+                    Ok((ready, _)) => world.set_image(container.as_ref(), ready),
+                    Err(error) => return failed(&error.reason, error.message, error.retry),
+                }
+                world.image(container.as_ref())?
+            }
+        };
+        for last in [false, true] {
+            let start = match sandbox::start_request(self, world, container.as_ref(), attempt, &ready)
+                .await
+            {
+                Ok(start) => start,
+                Err(error) => return failed(error.reason, error.message, true),
+            };
+            match self.ask(world, Request::Start(Box::new(start))).await {
+                Ok(Answer::Started { at_us }) => {
+                    let at = Timestamp::from_microsecond(at_us).unwrap_or_else(|_| Timestamp::now());
+                    return Some(PodEvent::Started { container, attempt, at });
+                }
+                Ok(_) => {
+                    return failed("RunContainerError", "the runner's answer is not understood".into(), true);
+                }
+                Err(RequestError::Failed(Failure::BadCode(why))) if !last => {
+                    tracing::warn!(why, "compiled code is damaged or of another engine: compiling again");
+                    if let Err(error) = self.images.forget_code(&ready.code.wasm) {
+                        tracing::warn!(%error, "damaged code cannot be removed");
+                    }
+                    match self.images.code(&ready.image, &|_| ()).await {
+                        Ok(code) => {
+                            let image = ready.image.clone();
+                            world.set_image(container.as_ref(), ReadyImage { image, code });
+                            ready = world.image(container.as_ref())?;
+                        }
+                        Err(error) => {
+                            let retry = error.retry() == copepod_image::Retry::Later;
+                            return failed("CreateContainerError", with_causes(&error), retry);
+                        }
+                    }
+                }
+                Err(RequestError::Failed(Failure::Refused { reason, message })) => {
+                    return failed(&reason, message, false);
+                }
+                Err(RequestError::Failed(failure)) => {
+                    return failed("RunContainerError", failure.to_string(), true);
+                }
+                // The owner hears of the runner's end, and of all its pods'.
+                Err(RequestError::Gone | RequestError::Silent) => {
+                    self.give_up_on(world).await;
+                    return None;
+                }
+            }
+        }
+        failed("CreateContainerError", "the compiled code cannot be loaded, twice".into(), true)
+    }
+
+    /// A runner that lives and does not answer is ended, so that its pods can go on in a successor.
+    async fn give_up_on(&self, world: &World) {
+        if let Some(live) = self.domains.live(&world.stored.domain).await {
+            live.domain.kill();
+        }
+    }
+
+    async fn stop(
+        &self,
+        world: &World,
+        container: ContainerName,
+        attempt: u32,
+        deadline: Timestamp,
+    ) -> Option<PodEvent> {
+        let id = AttemptId {
+            pod: world.uid.clone(),
+            container: container.to_string(),
+            attempt,
+        };
+        let stop = StopContainer { id, deadline_ms: deadline.as_millisecond() };
+        match self.ask(world, Request::Stop(stop)).await {
+            Err(RequestError::Failed(Failure::NotFound)) => Some(PodEvent::Lost { container, attempt }),
+            Err(RequestError::Silent) => {
+                self.give_up_on(world).await;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    async fn probe(
+        &self,
+        world: &Arc<World>,
+        container: &ContainerName,
+        attempt: u32,
+        handler: &Handler,
+        limit: Duration,
+    ) -> ProbeResult {
+        let tried = async {
+            match handler {
+                Handler::Exec { command } => {
+                    self.probe_exec(world, container, attempt, command, limit).await
+                }
+                Handler::Http { https: true, .. } => {
+                    ProbeResult::Errored("probes over HTTPS are not supported yet".into())
+                }
+                Handler::Http { https: false, port, path, headers } => {
+                    let get = Get {
+                        path: path.clone(),
+                        port: *port,
+                        host: world.stored.ip.to_string(),
+                        headers: headers.clone(),
+                    };
+                    match check::get(get, || self.dial(world, *port)).await {
+                        Ok(None) => ProbeResult::Passed,
+                        Ok(Some(note)) => ProbeResult::PassedWithWarning(note),
+                        Err(message) => ProbeResult::Failed(message),
+                    }
+                }
+                Handler::Tcp { port } => match self.dial(world, *port).await {
+                    Ok(_) => ProbeResult::Passed,
+                    Err(error) => ProbeResult::Failed(format!(
+                        "dial tcp {}:{port}: connect: {error}",
+                        world.stored.ip
+                    )),
+                },
+                Handler::Sleep(time) => {
+                    tokio::time::sleep(*time).await;
+                    ProbeResult::Passed
+                }
+            }
+        };
+        tokio::time::timeout(limit, tried).await.unwrap_or_else(|_| {
+            ProbeResult::Failed(format!("no answer within {} s", limit.as_secs_f64()))
+        })
+    }
+
+    /// A connection to a port of the pod, as its clients make them.
+    pub(crate) async fn dial(&self, world: &World, port: u16) -> io::Result<TcpStream> {
+        let live = self.live(world).await.map_err(io::Error::other)?;
+        let request = Request::Dial { pod: world.uid.clone(), port };
+        let (_, descriptors) = live.runner.ask_with(request, &[]).await.map_err(io::Error::other)?;
+        let socket = descriptors.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+
+    async fn probe_exec(
+        &self,
+        world: &World,
+        container: &ContainerName,
+        attempt: u32,
+        command: &[String],
+        limit: Duration,
+    ) -> ProbeResult {
+        let (output, theirs) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
+            Ok(pipe) => pipe,
+            Err(error) => return ProbeResult::Errored(error.to_string()),
+        };
+        let streams = || -> io::Result<[OwnedFd; 3]> {
+            Ok([
+                std::fs::File::open("/dev/null")?.into(),
+                theirs.try_clone()?,
+                theirs.try_clone()?,
+            ])
+        };
+        let streams = match streams() {
+            Ok(streams) => streams,
+            Err(error) => return ProbeResult::Errored(error.to_string()),
+        };
+        drop(theirs);
+        let reading = tokio::task::spawn_blocking(move || {
+            use std::io::Read;
+            let mut text = Vec::new();
+            // As much as the kubelet keeps; what comes after it finds the pipe closed.
+            let _ = std::fs::File::from(output).take(10 << 10).read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let timeout = u64::try_from(limit.as_millis()).ok();
+        let outcome =
+            self.exec_in(world, container.as_ref(), attempt, command.to_vec(), timeout, &streams).await;
+        drop(streams);
+        match outcome {
+            Ok((0, _)) => ProbeResult::Passed,
+            Ok((code, message)) => {
+                let output = reading.await.unwrap_or_default();
+                let text = message.unwrap_or(output);
+                ProbeResult::Failed(if text.is_empty() {
+                    format!("command {command:?} exited with {code}")
+                } else {
+                    text
+                })
+            }
+            Err(error) => ProbeResult::Errored(error.to_string()),
+        }
+    }
+
+    async fn exec_in(
+        &self,
+        world: &World,
+        container: &str,
+        attempt: u32,
+        args: Vec<String>,
+        timeout_ms: Option<u64>,
+        streams: &[OwnedFd],
+    ) -> Result<(i32, Option<String>), RequestError> {
+        let ready = world.image(container).ok_or(RequestError::Failed(Failure::NotFound))?;
+        let exec = ExecContainer {
+            id: AttemptId {
+                pod: world.uid.clone(),
+                container: container.to_owned(),
+                attempt,
+            },
+            code: ready.code.wasm.hex().to_owned(),
+            kind: ready.code.inspection.kind,
+            args,
+            timeout_ms,
+        };
+        let live = self.live(world).await?;
+        match live.runner.ask_with(Request::Exec(exec), streams).await? {
+            (Answer::Exited { code, message }, _) => Ok((code, message)),
+            _ => Err(RequestError::Gone),
+        }
+    }
+
+    /// `copepod exec`.
+    pub(crate) fn exec(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        running: Vec<(ContainerName, u32)>,
+        exec: ExecIn,
+        descriptors: Vec<OwnedFd>,
+        replies: mpsc::Sender<Reply>,
+    ) {
+        let (this, world) = (self.clone(), world.clone());
+        tokio::spawn(async move {
+            let wanted = exec.container.clone().or_else(|| world.first_container());
+            let found = running
+                .iter()
+                .find(|(name, _)| wanted.as_deref() == Some(name.as_ref()));
+            let reply = match found {
+                None => Reply::Failed(format!(
+                    "container {:?} of pod {:?} does not run",
+                    wanted.unwrap_or_default(),
+                    exec.pod.name
+                )),
+                Some((name, attempt)) => {
+                    // After a restart of the agent the image is asked for when it is first needed.
+                    if world.image(name.as_ref()).is_none()
+                        && let Some(image) = world.container(name.as_ref()).and_then(|it| it.image.clone())
+                        && let Ok((ready, _)) =
+                            this.ready_image(&world, &image, PullPolicy::IfNotPresent).await
+                    {
+                        world.set_image(name.as_ref(), ready);
+                    }
+                    match this
+                        .exec_in(&world, name.as_ref(), *attempt, exec.args, None, &descriptors)
+                        .await
+                    {
+                        Ok((code, message)) => Reply::Exited { code, message },
+                        Err(error) => Reply::Failed(with_causes(&error)),
+                    }
+                }
+            };
+            let _ = replies.send(reply).await;
+        });
+    }
+
+    /// `copepod stats`.
+    pub(crate) fn stats(self: &Arc<Self>, worlds: Vec<Arc<World>>, replies: mpsc::Sender<Reply>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let mut uses = Vec::new();
+            let domains: std::collections::BTreeSet<&str> =
+                worlds.iter().map(|world| world.stored.domain.as_str()).collect();
+            for domain in domains {
+                let Some(live) = this.domains.live(domain).await else { continue };
+                let Ok(Answer::Stats(stats)) = live.runner.ask(Request::Stats).await else { continue };
+                for stat in stats {
+                    let Some(world) = worlds.iter().find(|world| world.uid == stat.id.pod) else {
+                        continue;
+                    };
+                    uses.push(ContainerUse {
+                        pod: world.name(),
+                        container: stat.id.container,
+                        cpu_ns: stat.cpu_ns,
+                        memory: stat.memory,
+                        requests: stat.requests,
+                        instances: stat.instances,
+                    });
+                }
+            }
+            let _ = replies.send(Reply::Stats(uses)).await;
+        });
+    }
+
+    /// An exit whose facts will be on disk after the owner's turn.
+    pub(crate) fn acknowledge_later(&self, domain: String, id: AttemptId) {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner).push_back((domain, id));
+    }
+
+    /// The owner's turn is on disk: runners may forget the exits seen in it.
+    pub(crate) fn acknowledge_now(self: &Arc<Self>) {
+        let exits = std::mem::take(&mut *self.exits.lock().unwrap_or_else(PoisonError::into_inner));
+        if exits.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            for (domain, id) in exits {
+                if let Some(live) = this.domains.live(&domain).await {
+                    // One that is not heard is told again, with the next list.
+                    let _ = live.runner.ask(Request::Acknowledge(id)).await;
+                }
+            }
+        });
+    }
+
+    /// A runner's connection ended.
+    pub(crate) fn revive(self: &Arc<Self>, domain: String, life: u64) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let result = this.domains.revive(&domain, life).await.map_err(|e| with_causes(&e));
+            let _ = this.wake.send(Wake::Revived { domain, result }).await;
+        });
+    }
+
+    /// A runner holds a pod that nobody knows: a crash came between the pod's end and its runner's.
+    pub(crate) fn remove_stray(self: &Arc<Self>, domain: String, pod: String) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Some(live) = this.domains.live(&domain).await {
+                let _ = live.runner.ask(Request::RemovePod { pod }).await;
+            }
+        });
+    }
+
+    /// What is left of a pod that was forgotten: its logs.
+    pub(crate) fn forget(self: &Arc<Self>, world: &Arc<World>) {
+        let logs = world.logs.clone();
+        tokio::task::spawn_blocking(move || drop(std::fs::remove_dir_all(logs)));
+    }
+}
+
+struct ImageFailed {
+    reason: String,
+    message: String,
+    retry: bool,
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn credentials(given: &[api::RegistryCredentials]) -> copepod_image::Credentials {
+    given.iter().fold(copepod_image::Credentials::anonymous(), |all, one| {
+        all.with_login(&one.registry, &one.username, &one.password)
+    })
+}
+

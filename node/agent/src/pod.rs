@@ -1,0 +1,252 @@
+//! One pod as the agent holds it: its life, which only the owner touches, and its world, which those who act for it share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use copepod_node::life::{ExitReason, ExitRecord, PodLife};
+use copepod_shim::protocol::{self, AttemptId};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
+
+use crate::api::{PodEventView, PodName, PodView};
+use crate::logs;
+use crate::perform::Performer;
+use crate::store::Stored;
+
+/// As many events of a pod are kept: `kubectl describe` shows an hour's worth, which is seldom more than twenty.
+const MOST_EVENTS: usize = 100;
+
+/// The longest termination message, as in Kubernetes.
+const TERMINATION_MESSAGE: u64 = 4096;
+
+/// A pod in the owner's hands.
+pub(crate) struct Entry {
+    /// What decides.
+    pub(crate) life: PodLife,
+    /// What acting for it needs.
+    pub(crate) world: std::sync::Arc<World>,
+    /// When `life` wants to plan next, as it stands in the owner's list.
+    pub(crate) due: Option<Timestamp>,
+    /// It was asked to go: with its end it is forgotten.
+    pub(crate) forget: bool,
+    /// Of a long pull or compile.
+    pub(crate) progress: Option<String>,
+    events: Vec<PodEventView>,
+}
+
+impl Entry {
+    pub(crate) fn new(life: PodLife, world: World) -> Self {
+        Self {
+            life,
+            world: std::sync::Arc::new(world),
+            due: None,
+            forget: false,
+            progress: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// Adds an event, or counts it where the same has happened before.
+    pub(crate) fn record_event(
+        &mut self,
+        warning: bool,
+        reason: String,
+        message: String,
+        now: Timestamp,
+    ) {
+        let kind = if warning { "Warning" } else { "Normal" };
+        let last = now.as_second();
+        let same = self.events.iter().position(|event| {
+            event.reason == reason && event.message == message && event.kind == kind
+        });
+        if let Some(index) = same {
+            let mut event = self.events.remove(index);
+            event.count += 1;
+            event.last = last;
+            self.events.push(event);
+            return;
+        }
+        if self.events.len() == MOST_EVENTS {
+            self.events.remove(0);
+        }
+        self.events.push(PodEventView { kind: kind.into(), reason, message, last, count: 1 });
+    }
+
+    /// The pod for a client, with its status as of now.
+    pub(crate) fn view(&self) -> PodView {
+        let mut pod = self.world.stored.pod.clone();
+        pod.status = Some(self.life.status(&self.world.host_ips));
+        PodView {
+            pod: serde_json::to_string(&pod).unwrap_or_else(|_| "{}".to_owned()),
+            events: self.events.clone(),
+            over: self.life.is_over(),
+            never: self.life.can_never_run().map(|(container, reason, message)| {
+                format!("container {container}: {reason}: {message}")
+            }),
+            progress: self.progress.clone(),
+        }
+    }
+}
+
+/// What acting for a pod needs: its spec, its folders, and what has been found out on the way.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) uid: String,
+    pub(crate) stored: Stored,
+    /// `status.hostIPs`.
+    pub(crate) host_ips: Vec<std::net::IpAddr>,
+    /// Where its containers' logs are: `<data>/logs/pods/<namespace>_<name>_<uid>`.
+    pub(crate) logs: PathBuf,
+    /// Each container's image and code, once they are here.
+    pub(crate) images: Mutex<HashMap<String, std::sync::Arc<ReadyImage>>>,
+    /// Published listeners until the runner has them.
+    pub(crate) listeners: Mutex<Vec<(std::net::TcpListener, u16)>>,
+    /// Set by the owner once nothing of it will run again.
+    pub(crate) over: std::sync::atomic::AtomicBool,
+    /// Ends pulls and compiles of it.
+    pub(crate) cancelled: tokio::sync::watch::Sender<bool>,
+}
+
+/// An image whose code can be loaded.
+#[derive(Debug)]
+pub(crate) struct ReadyImage {
+    pub(crate) image: copepod_image::Image,
+    pub(crate) code: copepod_image::Code,
+}
+
+impl World {
+    pub(crate) fn new(
+        data: &std::path::Path,
+        uid: String,
+        stored: Stored,
+        host_ips: Vec<std::net::IpAddr>,
+        listeners: Vec<(std::net::TcpListener, u16)>,
+    ) -> Self {
+        let meta = &stored.pod.metadata;
+        let folder = format!(
+            "{}_{}_{uid}",
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default()
+        );
+        Self {
+            logs: data.join("logs/pods").join(folder),
+            uid,
+            stored,
+            host_ips,
+            images: Mutex::default(),
+            listeners: Mutex::new(listeners),
+            over: false.into(),
+            cancelled: tokio::sync::watch::Sender::new(false),
+        }
+    }
+
+    pub(crate) fn name(&self) -> PodName {
+        let meta = &self.stored.pod.metadata;
+        PodName {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The spec of a container, init containers included.
+    pub(crate) fn container(&self, name: &str) -> Option<&Container> {
+        let spec = self.stored.pod.spec.as_ref()?;
+        spec.init_containers.iter().flatten().chain(&spec.containers).find(|it| it.name == name)
+    }
+
+    /// All containers' names, init containers first.
+    pub(crate) fn container_names(&self) -> Vec<String> {
+        let spec = self.stored.pod.spec.as_ref();
+        let all = spec.map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+        all.into_iter().flatten().map(|container| container.name.clone()).collect()
+    }
+
+    /// The container meant where none is named: the first of the app's.
+    pub(crate) fn first_container(&self) -> Option<String> {
+        self.stored.pod.spec.as_ref()?.containers.first().map(|container| container.name.clone())
+    }
+
+    /// The container meant by `logs` where none is named: the only one of the app's.
+    pub(crate) fn only_container(&self) -> Option<String> {
+        match self.stored.pod.spec.as_ref()?.containers.as_slice() {
+            [container] => Some(container.name.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing of it will run again, as those who act for it may know.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn image(&self, container: &str) -> Option<std::sync::Arc<ReadyImage>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
+    }
+
+    pub(crate) fn set_image(&self, container: &str, image: ReadyImage) {
+        self.images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(container.to_owned(), std::sync::Arc::new(image));
+    }
+
+    /// Where in the runner's root a container's last words are: beside the emptyDirs, out of every mount but its own.
+    pub(crate) fn termination_log(&self, container: &str) -> String {
+        format!("{}/{}/.termination/{container}/message", protocol::layout::RW, self.uid)
+    }
+
+    /// A runner's report of an exit, with the message that the container's policy asks for.
+    pub(crate) fn exit_record(
+        &self,
+        performer: &Performer,
+        id: &AttemptId,
+        exit: protocol::Exit,
+    ) -> ExitRecord {
+        let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
+        let root = performer.root_of(&self.stored.domain);
+        let mut message =
+            read_beneath(&root, &self.termination_log(&id.container)).unwrap_or_default();
+        if message.is_empty() {
+            message = exit.message;
+        }
+        let falls_back = self
+            .container(&id.container)
+            .and_then(|container| container.termination_message_policy.as_deref())
+            == Some("FallbackToLogsOnError");
+        if message.is_empty() && falls_back && exit.code != 0 {
+            let folder = self.logs.join(&id.container);
+            message = logs::last_words(&folder, id.attempt).unwrap_or_default();
+        }
+        ExitRecord {
+            code: exit.code,
+            reason: match exit.reason {
+                protocol::ExitReason::OutOfMemory => ExitReason::OutOfMemory,
+                _ => ExitReason::Ended,
+            },
+            message,
+            started_at: (exit.started_us > 0).then(|| time(exit.started_us)),
+            finished_at: time(exit.finished_us),
+        }
+    }
+}
+
+/// The beginning of a file that a runner wrote, opened beneath `root` without following a link.
+fn read_beneath(root: &std::path::Path, path: &str) -> Option<String> {
+    use std::io::Read;
+
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let root = rustix::fs::openat(CWD, root, flags, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let path = path.trim_start_matches('/');
+    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve).ok()?;
+    let file = std::fs::File::from(file);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(TERMINATION_MESSAGE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}

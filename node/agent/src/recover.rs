@@ -1,0 +1,266 @@
+//! An agent's start: what an earlier one left is read, its runners are asked, and only then does anything happen.
+//!
+//! The order matters (reliability.md 6): pods and journal first, runners second, strays last; a list that cannot be read ends the
+//! start, so that nothing is ever killed because of an empty or a damaged one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use copepod_domain::{AddressPool, Host, HostConfig, HostError};
+use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
+use copepod_node::life::{Journaled, PodLife};
+use copepod_shim::protocol::{Hello, VERSIONS};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use crate::config::AgentConfig;
+use crate::domains::{DomainError, Domains};
+use crate::journal::{Journal, JournalError};
+use crate::node::NodeView;
+use crate::owner::{Line, Owner};
+use crate::perform::{Performer, with_causes};
+use crate::pod::{Entry, World};
+use crate::serve;
+use crate::store::Store;
+
+/// News on its way to the owner: beyond it, runners and clients wait.
+const INBOX: usize = 1024;
+
+/// Why an agent cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Another agent owns the data directory.
+    #[error("another agent is at work in {0}")]
+    Taken(PathBuf),
+    /// The data directory cannot be used.
+    #[error("the data directory {path} cannot be used")]
+    Data {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A pod's file is damaged. Its guests are left alone, which is possible only while no agent acts.
+    #[error("{path} is damaged ({why}): restore it, or remove its folder to give the pod up")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The host cannot do what pods need.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The image store cannot be opened.
+    #[error(transparent)]
+    Images(#[from] StoreError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// What was left over of domains cannot be removed.
+    #[error("a domain of an earlier agent cannot be removed: {0}")]
+    Leftover(String),
+    /// The compiler does not work on this machine.
+    #[error("no code can be compiled here: {0}")]
+    Engine(String),
+}
+
+/// Runs the agent of a data directory until nothing is left for it to do. To be called before the process has a second thread, as
+/// it enters the directory's mount namespace. `ready` is called once clients are served.
+///
+/// # Errors
+/// See [`AgentError`]; the guests of an earlier agent go on in every case.
+pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(), AgentError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AgentError::Data { path, source }
+    };
+    let data = config.data.clone();
+    std::fs::create_dir_all(&data).map_err(at(&data))?;
+    // Held until the process ends, however it ends.
+    let _lock = lock(&data)?;
+    let programs = Programs::install(&config, &data)?;
+    let host = Host::enter(HostConfig { pod_cidr: config.pod_cidr, ..HostConfig::new(&data) })?;
+    for warning in host.warnings() {
+        tracing::warn!(warning);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(at(&data))?;
+    runtime.block_on(run(config, host, programs, ready))
+}
+
+fn lock(data: &Path) -> Result<File, AgentError> {
+    let path = data.join("agent.lock");
+    let file = File::create(&path)
+        .map_err(|source| AgentError::Data { path: path.clone(), source })?;
+    let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&file, operation).map_err(|_| AgentError::Taken(data.to_owned()))?;
+    Ok(file)
+}
+
+/// This generation's programs, as they are executed: copies in `<data>/bin/<hash>/`, so that an upgrade of the installed ones does not
+/// change what runs.
+struct Programs {
+    build: String,
+    runner: PathBuf,
+    compiler: PathBuf,
+}
+
+impl Programs {
+    fn install(config: &AgentConfig, data: &Path) -> Result<Self, AgentError> {
+        let install = || -> io::Result<Self> {
+            let mut hash = Sha256::new();
+            let mut read = Vec::new();
+            for program in [&config.runner, &config.compiler] {
+                let bytes = std::fs::read(program)
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
+                hash.update(&bytes);
+                read.push(bytes);
+            }
+            let build = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let folder = data.join("bin").join(&build);
+            std::fs::create_dir_all(&folder)?;
+            let mut installed = Vec::new();
+            for (name, bytes) in ["copepod-runner", "copepod"].iter().zip(read) {
+                let path = folder.join(name);
+                if !path.exists() {
+                    crate::journal::write_whole(&path, &bytes)?;
+                    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+                }
+                installed.push(path);
+            }
+            let compiler = installed.remove(1);
+            Ok(Self { build, runner: installed.remove(0), compiler })
+        };
+        install().map_err(|source| AgentError::Data { path: data.join("bin"), source })
+    }
+}
+
+async fn run(
+    config: AgentConfig,
+    host: Host,
+    programs: Programs,
+    ready: impl FnOnce(),
+) -> Result<(), AgentError> {
+    let data = config.data.clone();
+    let images = Images::open(&data.join("images"), &data.join("code"), ImagesConfig {
+        compile: CompileLimits {
+            cpu_seconds: config.compile_cpu_seconds,
+            memory_bytes: config.compile_memory,
+            ..CompileLimits::default()
+        },
+        ..ImagesConfig::new(programs.compiler)
+    })?;
+    let store_error = |source| AgentError::Data { path: data.join("pods"), source };
+    let store = Store::open(&data).map_err(store_error)?;
+    let (stored, damaged) = store.load().map_err(store_error)?;
+    if let Some((path, why)) = damaged.into_iter().next() {
+        return Err(AgentError::Damaged { path, why });
+    }
+    let known: BTreeSet<String> =
+        stored.iter().filter_map(|stored| stored.pod.metadata.uid.clone()).collect();
+    let (journal, lines) =
+        Journal::open(&data.join("journal"), |line: &Line| known.contains(&line.uid))?;
+    let mut history: HashMap<String, Vec<Journaled>> = HashMap::new();
+    for line in lines {
+        history.entry(line.uid).or_default().push(line.journaled);
+    }
+
+    let (wake, inbox) = mpsc::channel(INBOX);
+    let hello = Hello {
+        versions: VERSIONS,
+        build: programs.build.clone(),
+        engine: images.engine_hash().to_owned(),
+    };
+    let clients = Arc::default();
+    let node = NodeView::of_this_machine(&config, &host);
+    let code = data.join("code").join(images.engine_hash());
+    std::fs::create_dir_all(&code)
+        .map_err(|source| AgentError::Data { path: code.clone(), source })?;
+    let addresses = AddressPool::new(host.pod_cidr());
+    let memory = node.memory;
+    let domains =
+        Arc::new(Domains::new(host.clone(), hello, programs.runner, code, memory, wake.clone()));
+    let performer = Arc::new(Performer {
+        config,
+        build: programs.build,
+        domains: domains.clone(),
+        images: Arc::new(images),
+        node,
+        wake: wake.clone(),
+        clients: Arc::clone(&clients),
+        exits: Mutex::default(),
+    });
+    let mut owner = Owner {
+        journal,
+        store,
+        addresses,
+        performer,
+        pods: HashMap::new(),
+        names: BTreeMap::new(),
+        due: BTreeSet::new(),
+        watchers: Vec::new(),
+        behind: BTreeSet::new(),
+        stopping: Vec::new(),
+        inbox,
+    };
+    let now = Timestamp::now();
+    let mut alive: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for stored in stored {
+        let uid = stored.pod.metadata.uid.clone().unwrap_or_default();
+        if let IpAddr::V4(ip) = stored.ip {
+            owner.addresses.take_this(ip);
+        }
+        let facts = history.remove(&uid).unwrap_or_default();
+        let life = match PodLife::recover(stored.pod.clone(), &facts, now) {
+            Ok(life) => life,
+            Err(refusals) => {
+                let why = refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                return Err(AgentError::Damaged { path: data.join("pods").join(uid), why });
+            }
+        };
+        let host_ips = owner.performer.node.facts.ips.clone();
+        let world = World::new(&data, uid.clone(), stored, host_ips, Vec::new());
+        if life.is_over() {
+            world.over.store(true, Ordering::Relaxed);
+        } else {
+            alive.entry(world.stored.domain.clone()).or_default().push(uid.clone());
+        }
+        owner.names.insert(world.name(), uid.clone());
+        owner.pods.insert(uid, Entry::new(life, world));
+    }
+    let mut touched = BTreeSet::new();
+    for (domain, pods) in &alive {
+        match domains.resume(domain, pods.iter().cloned()).await {
+            Ok((lived, reports)) => owner.reconcile(domain, lived, reports, &mut touched),
+            Err(error) => {
+                tracing::error!(domain, error = with_causes(&error), "a domain cannot be resumed");
+                owner.reconcile(domain, false, Vec::new(), &mut touched);
+            }
+        }
+    }
+    let in_use: BTreeSet<String> = alive.into_keys().collect();
+    domains.remove_orphans(&in_use).await.map_err(|error: DomainError| {
+        AgentError::Leftover(with_causes(&error))
+    })?;
+
+    let listener = serve::bind(&data)
+        .map_err(|source| AgentError::Data { path: data.join("agent.sock"), source })?;
+    tokio::spawn(serve::serve(listener, wake, clients));
+    ready();
+    owner.run().await?;
+    let _ = std::fs::remove_file(data.join("agent.sock"));
+    // No pod is left that could run: nothing of this agent stays on the host but its data directory.
+    host.reset().await?;
+    Ok(())
+}

@@ -1,0 +1,607 @@
+//! What a pod needs on the host before its first container, and what is given back after its last: folders, volumes, addresses, its
+//! place in a runner. Then what one start of a container needs.
+//!
+//! All of it is idempotent, as a crash may come between any two steps, and a dead runner's successor needs it again. What the runner
+//! can write is never followed: folders that the agent goes into are root's, and paths of guests are resolved by the kernel beneath
+//! their volume.
+//!
+//! Absent: which files and mounts (`copepod_node::volumes`), which arguments (`copepod_node::env`).
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
+use std::path::{Path, PathBuf};
+
+use copepod_domain::{BindMount, Domain, HostError, Source};
+use copepod_node::annotations::{self, NodeCeilings};
+use copepod_node::env::{self, ImageConfig};
+use copepod_node::objects::KnownObjects;
+use copepod_node::quantity::Amount;
+use copepod_node::volumes::{self, Content, PlannedMount};
+use copepod_shim::protocol::{
+    AttemptId, Dns, GuestMount, HostEntry, HttpSettings, Limits, PodSandbox, Port, Request,
+    StartContainer, layout,
+};
+use k8s_openapi::api::core::v1::Container;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use crate::domains::Live;
+use crate::perform::{Performer, with_causes};
+use crate::pod::{ReadyImage, World};
+use crate::runner::RequestError;
+
+/// Most open sockets of a pod: a server under load, far below what a runner's descriptors allow for all its pods.
+const MOST_SOCKETS: u32 = 4096;
+
+/// Most open WASI resources of an instance (engine.md 5.3: 10,000 where the engine's default is a million).
+const MOST_HANDLES: u32 = 10_000;
+
+/// The kubelet's containerLogMaxSize and containerLogMaxFiles.
+const LOG_FILE: (u64, u32) = (10 << 20, 5);
+
+/// A step that failed, with the reason that a kubelet's event would have.
+#[derive(Debug)]
+pub(crate) struct SetUpFailed {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl SetUpFailed {
+    fn mount(volume: &str, message: impl std::fmt::Display) -> Self {
+        let message = format!("MountVolume.SetUp failed for volume {volume:?}: {message}");
+        Self { reason: "FailedMount", message }
+    }
+
+    fn sandbox(message: impl std::fmt::Display) -> Self {
+        Self { reason: "FailedCreatePodSandBox", message: message.to_string() }
+    }
+
+    fn config(message: impl std::fmt::Display) -> Self {
+        Self { reason: "CreateContainerConfigError", message: message.to_string() }
+    }
+}
+
+impl From<HostError> for SetUpFailed {
+    fn from(error: HostError) -> Self {
+        Self::sandbox(with_causes(&error))
+    }
+}
+
+/// Makes all that the pod's containers share.
+pub(crate) async fn set_up(
+    performer: &Performer,
+    world: &World,
+) -> Result<Vec<IpAddr>, SetUpFailed> {
+    let live = performer
+        .domains
+        .join(&world.stored.domain, &world.uid)
+        .await
+        .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    let root = live.domain.root().to_owned();
+    let uid = live.domain.uid();
+    make_folders(world, &root, uid).map_err(|error| {
+        SetUpFailed::sandbox(format!("the pod's folders cannot be made: {error}"))
+    })?;
+    bind(&live.domain, &world.logs, &format!("{}/{}", layout::LOGS, world.uid), false, false).await?;
+    set_up_volumes(world, &live.domain, &root, uid).await?;
+    live.domain.add_address(world.stored.ip).await?;
+    let request = Request::CreatePod(pod_sandbox(performer, world));
+    live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    publish(world, &live).await?;
+    Ok(vec![world.stored.ip])
+}
+
+/// Gives back what [`set_up`] made, as far as it was made. The logs stay until the pod is forgotten.
+pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<(), SetUpFailed> {
+    if let Some(live) = performer.domains.live(&world.stored.domain).await {
+        match live.runner.ask(Request::RemovePod { pod: world.uid.clone() }).await {
+            Ok(_) | Err(RequestError::Gone) => {}
+            Err(error) => return Err(SetUpFailed::sandbox(with_causes(&error))),
+        }
+        let _ = live.domain.remove_address(world.stored.ip).await;
+        for target in mount_targets(world) {
+            live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
+        }
+        let root = live.domain.root().to_owned();
+        for folder in [layout::RO, layout::RW, layout::MNT, layout::LOGS] {
+            let path = below(&root, folder).join(&world.uid);
+            // `remove_dir_all` goes by descriptors and follows no link.
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a pod's folder is left over");
+                }
+                _ => {}
+            }
+        }
+    }
+    performer
+        .domains
+        .leave(&world.stored.domain, &world.uid)
+        .await
+        .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// A folder, also where it is there already.
+fn folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    lchown(path, Some(owner), Some(owner))?;
+    let here = rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    Ok(rustix::fs::fchmod(here, Mode::from_raw_mode(mode))?)
+}
+
+fn make_folders(world: &World, root: &Path, uid: u32) -> io::Result<()> {
+    std::fs::create_dir_all(&world.logs)?;
+    let rw = below(root, layout::RW).join(&world.uid);
+    let ro = below(root, layout::RO).join(&world.uid);
+    folder(&ro, 0o755, 0)?;
+    // Root's, so that the runner cannot put a link in the place of a folder that the agent goes into.
+    folder(&rw, 0o755, 0)?;
+    folder(&rw.join(".termination"), 0o755, 0)?;
+    for name in world.container_names() {
+        folder(&world.logs.join(&name), 0o700, uid)?;
+        folder(&rw.join(".termination").join(&name), 0o700, uid)?;
+    }
+    Ok(())
+}
+
+/// Where in the runner's root a volume's folder is.
+fn volume_source(world: &World, name: &str, content: &Content, read_only: bool) -> String {
+    match content {
+        Content::EmptyDir { .. } => format!("{}/{}/{name}", layout::RW, world.uid),
+        Content::Files { .. } => format!("{}/{}/{name}", layout::RO, world.uid),
+        Content::HostPath { .. } => {
+            let access = if read_only { "ro" } else { "rw" };
+            format!("{}/{}/{name}-{access}", layout::MNT, world.uid)
+        }
+    }
+}
+
+fn objects(world: &World) -> KnownObjects {
+    let stored = &world.stored;
+    KnownObjects {
+        config_maps: stored
+            .config_maps
+            .iter()
+            .map(|it| (it.metadata.name.clone().unwrap_or_default(), it.clone()))
+            .collect(),
+        secrets: stored
+            .secrets
+            .iter()
+            .map(|it| (it.metadata.name.clone().unwrap_or_default(), it.clone()))
+            .collect(),
+    }
+}
+
+async fn set_up_volumes(
+    world: &World,
+    domain: &Domain,
+    root: &Path,
+    uid: u32,
+) -> Result<(), SetUpFailed> {
+    let planned = volumes::plan(&world.stored.pod, &objects(world))
+        .map_err(|error| SetUpFailed { reason: "FailedMount", message: error.to_string() })?;
+    for volume in planned {
+        let failed = |error: io::Error| SetUpFailed::mount(&volume.name, error);
+        match &volume.content {
+            Content::EmptyDir { memory, size_limit } => {
+                let path = below(root, layout::RW).join(&world.uid).join(&volume.name);
+                folder(&path, 0o777, uid).map_err(failed)?;
+                // A limit is kept by the file system itself, in the write path and to the byte's page.
+                if *memory || size_limit.is_some() {
+                    let size = size_limit.unwrap_or(DEFAULT_MEMORY_VOLUME);
+                    let target = format!("rw/{}/{}", world.uid, volume.name);
+                    domain.mount_tmpfs(Path::new(&target), size).await?;
+                }
+            }
+            Content::Files { files, .. } => {
+                let path = below(root, layout::RO).join(&world.uid).join(&volume.name);
+                write_files(&path, files, uid).map_err(failed)?;
+            }
+            Content::HostPath { path, create, checked } => {
+                let source = host_folder(Path::new(path), *create, *checked)
+                    .map_err(|message| SetUpFailed::mount(&volume.name, message))?;
+                for read_only in [true, false] {
+                    if uses(world, &volume.name, read_only) {
+                        let target = volume_source(world, &volume.name, &volume.content, read_only);
+                        let source =
+                            Source::Descriptor(source.try_clone().map_err(failed)?);
+                        mount(domain, source, &target, read_only, true)
+                            .await
+                            .map_err(|error| SetUpFailed::mount(&volume.name, with_causes(&error)))?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The size of an emptyDir in memory without a limit, of which guests use what they write: a kubelet gives half of the machine's.
+const DEFAULT_MEMORY_VOLUME: u64 = 1 << 30;
+
+fn uses(world: &World, volume: &str, read_only: bool) -> bool {
+    world.container_names().iter().filter_map(|name| world.container(name)).any(|container| {
+        container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .any(|it| it.name == volume && it.read_only.unwrap_or(false) == read_only)
+    })
+}
+
+fn write_files(
+    path: &Path,
+    files: &[volumes::PlannedFile],
+    uid: u32,
+) -> io::Result<()> {
+    folder(path, 0o755, 0)?;
+    for file in files {
+        let at = path.join(&file.path);
+        if let Some(parent) = at.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&at, &file.bytes)?;
+        // The runner reads as its own user and is to write nothing here, whatever mode the spec gives.
+        std::fs::set_permissions(&at, Permissions::from_mode(file.mode & 0o555 | 0o400))?;
+        chown(&at, Some(uid), Some(uid))?;
+    }
+    Ok(())
+}
+
+/// Opens a host's folder by a path of which no step is a link.
+fn host_folder(path: &Path, create: bool, checked: bool) -> Result<std::os::fd::OwnedFd, String> {
+    if create && !path.exists() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path)
+            .map_err(|error| format!("hostPath {} cannot be made: {error}", path.display()))?;
+    }
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|error| {
+        let hint = match error {
+            rustix::io::Errno::LOOP => " (a step of the path is a symbolic link: write where it leads)",
+            rustix::io::Errno::NOENT if !checked => {
+                " (type: DirectoryOrCreate makes a folder that is not there)"
+            }
+            _ => "",
+        };
+        format!("hostPath {}: {error}{hint}", path.display())
+    })?;
+    let stat = rustix::fs::fstat(&found).map_err(|error| error.to_string())?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Directory {
+        return Err(format!(
+            "hostPath {} is no folder; only folders can be mounted yet: write the folder that it is in",
+            path.display()
+        ));
+    }
+    Ok(found)
+}
+
+async fn bind(
+    domain: &Domain,
+    source: &Path,
+    target: &str,
+    read_only: bool,
+    idmap: bool,
+) -> Result<(), HostError> {
+    let source = Source::Beneath { root: source.to_owned(), path: PathBuf::new() };
+    mount(domain, source, target, read_only, idmap).await
+}
+
+async fn mount(
+    domain: &Domain,
+    source: Source,
+    target: &str,
+    read_only: bool,
+    idmap: bool,
+) -> Result<(), HostError> {
+    let target = PathBuf::from(target.trim_start_matches('/'));
+    // Of an earlier life of the runner, or of a set-up that failed later on.
+    domain.unmount(&target).await?;
+    domain.mount(BindMount { source, target, read_only, idmap }).await
+}
+
+/// All places where [`set_up`] and [`start_request`] may have mounted something.
+fn mount_targets(world: &World) -> Vec<String> {
+    let mut targets = vec![format!("{}/{}", layout::LOGS, world.uid)];
+    let spec = world.stored.pod.spec.as_ref();
+    for volume in spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        if volume.host_path.is_some() {
+            targets.push(format!("{}/{}/{}-ro", layout::MNT, world.uid, volume.name));
+            targets.push(format!("{}/{}/{}-rw", layout::MNT, world.uid, volume.name));
+        }
+        if let Some(empty) = &volume.empty_dir
+            && (empty.medium.as_deref() == Some("Memory") || empty.size_limit.is_some())
+        {
+            targets.push(format!("{}/{}/{}", layout::RW, world.uid, volume.name));
+        }
+    }
+    for name in world.container_names() {
+        let mounts = world.container(&name).and_then(|it| it.volume_mounts.as_ref());
+        for index in 0..mounts.map_or(0, Vec::len) {
+            targets.push(sub_path_target(world, &name, index));
+        }
+    }
+    // What lies deeper goes first.
+    targets.reverse();
+    targets
+}
+
+fn sub_path_target(world: &World, container: &str, index: usize) -> String {
+    format!("{}/{}/sub-{container}-{index}", layout::MNT, world.uid)
+}
+
+fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
+    let pod = &world.stored.pod;
+    let spec = pod.spec.as_ref();
+    let name = world.name();
+    let hostname = env::hostname(pod);
+    let mut hosts = vec![HostEntry { ip: world.stored.ip, names: vec![hostname.clone()] }];
+    for alias in spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()) {
+        if let Ok(ip) = alias.ip.parse() {
+            hosts.push(HostEntry { ip, names: alias.hostnames.clone().unwrap_or_default() });
+        }
+    }
+    let (ipv4, ipv6) = match world.stored.ip {
+        IpAddr::V4(ip) => (Some(ip), None),
+        IpAddr::V6(ip) => (None, Some(ip)),
+    };
+    PodSandbox {
+        pod: world.uid.clone(),
+        name: name.name,
+        namespace: name.namespace,
+        ipv4,
+        ipv6,
+        loopback: world.stored.loopback,
+        hostname,
+        hosts,
+        dns: Dns {
+            servers: performer.node.name_servers.clone(),
+            search: performer.node.search.clone(),
+            ndots: 1,
+        },
+        denied: performer.node.denied.clone(),
+        max_sockets: MOST_SOCKETS,
+    }
+}
+
+async fn publish(world: &World, live: &Live) -> Result<(), SetUpFailed> {
+    let listeners = {
+        let held = world.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let cloned: io::Result<Vec<_>> =
+            held.iter().map(|(listener, port)| Ok((listener.try_clone()?, *port))).collect();
+        cloned.map_err(SetUpFailed::sandbox)?
+    };
+    for (listener, port) in listeners {
+        let request = Request::Publish { pod: world.uid.clone(), port };
+        live.runner
+            .ask_with(request, &[listener.into()])
+            .await
+            .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    }
+    Ok(())
+}
+
+/// All that the runner needs to start one attempt; what is to be mounted for its subPaths is mounted.
+pub(crate) async fn start_request(
+    performer: &Performer,
+    world: &World,
+    container: &str,
+    attempt: u32,
+    ready: &ReadyImage,
+) -> Result<StartContainer, SetUpFailed> {
+    let pod = &world.stored.pod;
+    let spec = world
+        .container(container)
+        .ok_or_else(|| SetUpFailed::config(format!("no container {container:?} in the pod")))?;
+    let objects = objects(world);
+    let process = process(performer, world, container, ready, &objects)?;
+    let planned =
+        volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
+    let mounts = guest_mounts(performer, world, container, planned, &objects).await?;
+    let options = annotations::parse(pod, &NodeCeilings::default()).unwrap_or_default();
+    Ok(StartContainer {
+        id: AttemptId {
+            pod: world.uid.clone(),
+            container: container.to_owned(),
+            attempt,
+        },
+        code: ready.code.wasm.hex().to_owned(),
+        kind: ready.code.inspection.kind,
+        args: process.args,
+        env: process.env,
+        mounts,
+        ports: ports(spec),
+        limits: limits(performer, spec),
+        http: HttpSettings {
+            reuse: options.http_reuse,
+            concurrency: options.http_concurrency,
+            // As many again as are in work: one more round, not an unbounded wait.
+            queue: options.http_concurrency.saturating_mul(4),
+            timeout_ms: u64::try_from(options.http_timeout.as_millis()).unwrap_or(u64::MAX),
+        },
+        log: format!("{}/{}/{container}/{attempt}.log", layout::LOGS, world.uid),
+        termination_log: world.termination_log(container),
+        termination_path: spec
+            .termination_message_path
+            .clone()
+            .unwrap_or_else(|| "/dev/termination-log".to_owned()),
+        stdin: spec.stdin.unwrap_or(false),
+    })
+}
+
+fn process(
+    performer: &Performer,
+    world: &World,
+    container: &str,
+    ready: &ReadyImage,
+    objects: &KnownObjects,
+) -> Result<env::Process, SetUpFailed> {
+    let ips = [world.stored.ip];
+    let context =
+        env::Context { objects, node: &performer.node.facts, pod_ips: &ips, services: &[] };
+    let image = &ready.image;
+    let config = ImageConfig {
+        entrypoint: image.entrypoint.clone(),
+        cmd: image.cmd.clone(),
+        env: image.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        working_dir: Some(image.working_dir.clone()),
+        module: image.program.clone(),
+    };
+    env::process(&world.stored.pod, container, &config, &context).map_err(SetUpFailed::config)
+}
+
+fn ports(spec: &Container) -> Vec<Port> {
+    let ports = spec.ports.iter().flatten();
+    ports
+        .filter_map(|port| {
+            Some(Port {
+                name: port.name.clone().unwrap_or_default(),
+                port: u16::try_from(port.container_port).ok()?,
+                udp: port.protocol.as_deref() == Some("UDP"),
+            })
+        })
+        .collect()
+}
+
+fn limits(performer: &Performer, spec: &Container) -> Limits {
+    let resources = spec.resources.as_ref();
+    let amount = |limits: bool, name: &str| {
+        let resources = resources?;
+        let map = if limits { &resources.limits } else { &resources.requests };
+        Amount::parse(map.as_ref()?.get(name)?).ok()
+    };
+    let millis = |amount: Amount| u32::try_from(amount.ceil_millis()).unwrap_or(u32::MAX);
+    Limits {
+        memory: amount(true, "memory").map_or(performer.node.memory, Amount::ceil),
+        cpu_millis: amount(true, "cpu").map(millis),
+        // As under a kubelet: what asks for nothing gets cpu.shares of 2.
+        cpu_weight: amount(false, "cpu").map_or(2, millis).max(2),
+        log_bytes_per_second: performer.config.log_bytes_per_second,
+        log_file_bytes: LOG_FILE.0,
+        log_files: LOG_FILE.1,
+        handles: MOST_HANDLES,
+    }
+}
+
+async fn guest_mounts(
+    performer: &Performer,
+    world: &World,
+    container: &str,
+    planned: Vec<PlannedMount>,
+    objects: &KnownObjects,
+) -> Result<Vec<GuestMount>, SetUpFailed> {
+    let live = performer
+        .domains
+        .live(&world.stored.domain)
+        .await
+        .ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
+    let root = live.domain.root();
+    let contents: BTreeMap<String, Content> = volumes::plan(&world.stored.pod, objects)
+        .map_err(SetUpFailed::config)?
+        .into_iter()
+        .map(|volume| (volume.name, volume.content))
+        .collect();
+    let mut mounts: Vec<GuestMount> = Vec::new();
+    // Single files that are to be seen in one guest folder.
+    let mut files: BTreeMap<String, Vec<(String, Vec<u8>)>> = BTreeMap::new();
+    for (index, mount) in planned.into_iter().enumerate() {
+        let Some(content) = contents.get(&mount.volume) else { continue };
+        let source = volume_source(world, &mount.volume, content, mount.read_only);
+        let source = match (&mount.sub_path, content) {
+            (None, _) => source,
+            (Some(sub), Content::Files { files: all, .. }) => {
+                if let Some(file) = all.iter().find(|file| file.path == *sub) {
+                    let (parent, name) = mount.path.rsplit_once('/').unwrap_or(("", &mount.path));
+                    let parent = if parent.is_empty() { "/" } else { parent };
+                    files
+                        .entry(parent.to_owned())
+                        .or_default()
+                        .push((name.to_owned(), file.bytes.clone()));
+                    continue;
+                }
+                if !all.iter().any(|file| file.path.starts_with(&format!("{sub}/"))) {
+                    return Err(SetUpFailed::config(format!(
+                        "volumeMounts of container {container:?}: volume {:?} has no {sub:?} (subPath)",
+                        mount.volume
+                    )));
+                }
+                format!("{source}/{sub}")
+            }
+            (Some(sub), _) => {
+                let target = sub_path_target(world, container, index);
+                let volume = below(root, &source);
+                make_sub_path(&volume, sub, live.domain.uid()).map_err(|error| {
+                    SetUpFailed::config(format!(
+                        "volumeMounts of container {container:?}: subPath {sub:?} of volume {:?}: {error}",
+                        mount.volume
+                    ))
+                })?;
+                let from = Source::Beneath { root: volume, path: PathBuf::from(sub) };
+                self::mount(&live.domain, from, &target, mount.read_only, false).await?;
+                target
+            }
+        };
+        mounts.push(GuestMount {
+            guest: mount.path,
+            source,
+            read_only: mount.read_only || matches!(content, Content::Files { .. }),
+            size_limit: None,
+        });
+    }
+    for (number, (guest, files)) in files.into_iter().enumerate() {
+        if mounts.iter().any(|mount| mount.guest == guest) {
+            return Err(SetUpFailed::config(format!(
+                "volumeMounts of container {container:?}: single files by subPath cannot be mounted into {guest:?}, where another volume is"
+            )));
+        }
+        let source = format!("{}/{}/.files-{container}-{number}", layout::RO, world.uid);
+        let planned: Vec<volumes::PlannedFile> = files
+            .into_iter()
+            .map(|(path, bytes)| volumes::PlannedFile { path, bytes, mode: 0o444 })
+            .collect();
+        write_files(&below(root, &source), &planned, live.domain.uid())
+            .map_err(|error| SetUpFailed::config(format!("a file for {guest:?}: {error}")))?;
+        mounts.push(GuestMount { guest, source, read_only: true, size_limit: None });
+    }
+    Ok(mounts)
+}
+
+/// Makes the folders of a subPath in a volume that guests write to, without following a link.
+fn make_sub_path(volume: &Path, sub: &str, uid: u32) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut here = rustix::fs::openat(CWD, volume, flags, Mode::empty())?;
+    for step in sub.split('/').filter(|step| !step.is_empty()) {
+        let owner = Some(rustix::fs::Uid::from_raw(uid));
+        let group = Some(rustix::fs::Gid::from_raw(uid));
+        match rustix::fs::mkdirat(&here, step, Mode::from_raw_mode(0o777)) {
+            Ok(()) => rustix::fs::chownat(
+                &here,
+                step,
+                owner,
+                group,
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            )?,
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        here = rustix::fs::openat(&here, step, flags, Mode::empty())?;
+    }
+    Ok(())
+}

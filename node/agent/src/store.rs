@@ -1,0 +1,93 @@
+//! The pods that were accepted, on disk until they are forgotten: `<data>/pods/<uid>/pod.json`.
+//!
+//! Written once, before the pod is acted on; what happens to it afterwards is in the journal. The files may hold Secrets and are
+//! readable by the agent's user only.
+//!
+//! Absent: status, which is told by the core from the journal and by the runners.
+
+use std::fs::Permissions;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use serde::{Deserialize, Serialize};
+
+use crate::api::{Publish, RegistryCredentials};
+use crate::journal::write_whole;
+
+/// A pod as it was accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    /// The pod, defaulted, with its UID.
+    pub(crate) pod: Pod,
+    /// The ConfigMaps that came with it.
+    pub(crate) config_maps: Vec<ConfigMap>,
+    /// The Secrets that came with it.
+    pub(crate) secrets: Vec<Secret>,
+    /// Its published ports.
+    pub(crate) publish: Vec<Publish>,
+    /// Credentials for its images.
+    pub(crate) credentials: Vec<RegistryCredentials>,
+    /// Its address.
+    pub(crate) ip: IpAddr,
+    /// The address that stands for its loopback in its domain.
+    pub(crate) loopback: Ipv4Addr,
+    /// The domain it runs in.
+    pub(crate) domain: String,
+    /// When it was accepted.
+    pub(crate) accepted: jiff::Timestamp,
+}
+
+/// The folder of all accepted pods.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Opens or makes `<data>/pods`.
+    pub(crate) fn open(data: &Path) -> io::Result<Self> {
+        let folder = data.join("pods");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+        Ok(Self { folder })
+    }
+
+    /// All pods, and the files that cannot be read, each with why: such a pod's guests are left alone.
+    pub(crate) fn load(&self) -> io::Result<(Vec<Stored>, Vec<(PathBuf, String)>)> {
+        let (mut pods, mut damaged) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path().join("pod.json");
+            match std::fs::read(&path) {
+                Ok(bytes) => match serde_json::from_slice(&bytes) {
+                    Ok(pod) => pods.push(pod),
+                    Err(error) => damaged.push((path, error.to_string())),
+                },
+                // A crash came between the folder and its file: nothing was done for this pod.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => damaged.push((path, error.to_string())),
+            }
+        }
+        pods.sort_by_key(|stored: &Stored| stored.accepted);
+        Ok((pods, damaged))
+    }
+
+    /// Puts a pod on disk, so that it outlives a power cut.
+    pub(crate) fn put(&self, uid: &str, stored: &Stored) -> io::Result<()> {
+        let folder = self.folder.join(uid);
+        std::fs::create_dir_all(&folder)?;
+        let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
+        write_whole(&folder.join("pod.json"), &bytes)?;
+        std::fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// Forgets a pod. Idempotent.
+    pub(crate) fn remove(&self, uid: &str) -> io::Result<()> {
+        match std::fs::remove_dir_all(self.folder.join(uid)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
