@@ -1,2 +1,103 @@
-//! Under construction.
-fn main() {}
+//! The project's own tasks: `cargo xtask build | guests | test | demo | bench | install | uninstall`.
+//!
+//! Here: set-up on a fresh machine into [`cache`], then one module per task. What is set up by whom: [`programs`] are ours,
+//! [`guests`] are the examples, [`debian`] unpacks other people's programs. Deliberately absent: anything installed on the
+//! machine (but by `install`), and anything that looks outside the checkout and the cache.
+
+// A task talks to the person who runs it.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod cache;
+mod command;
+mod debian;
+mod demo;
+mod guests;
+mod install;
+mod programs;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cache::Cache;
+use crate::programs::Profile;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own tasks.")]
+enum Task {
+    /// Build `copepod` and `copepod-runner` side by side.
+    Build {
+        /// Optimised.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build the guests in examples/ for wasm32-wasip1 and wasm32-wasip2.
+    Guests,
+    /// The whole story once: a pod of two from a registry, asked while its agent is killed. Needs root.
+    Demo,
+    /// Everything that must hold: format, lints, unit tests, end-to-end tests. Needs root for the last.
+    Test {
+        /// Only this: fmt, clippy, unit, e2e, or a part of an end-to-end test's name.
+        only: Option<String>,
+    },
+    /// Figures of ours beside those of peers, taken in turn in one run. Needs root.
+    Bench {
+        /// What to measure.
+        what: bench::What,
+        /// How often each is taken; never less than five times.
+        #[arg(long, default_value_t = bench::ROUNDS)]
+        rounds: usize,
+    },
+    /// Print where a program of a Debian package is: on the PATH, or unpacked into the cache.
+    Debian {
+        /// The package.
+        package: String,
+        /// The program.
+        program: String,
+    },
+    /// Put an optimised `copepod` and `copepod-runner` into PREFIX/bin.
+    Install {
+        /// Where to.
+        #[arg(long, default_value = "/usr/local")]
+        prefix: std::path::PathBuf,
+    },
+    /// Take them out again.
+    Uninstall {
+        /// Where from.
+        #[arg(long, default_value = "/usr/local")]
+        prefix: std::path::PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Task::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<ExitCode> {
+    let cache = Cache::open()?;
+    match task {
+        Task::Build { release } => {
+            let built = programs::build(&cache, Profile::of(release))?;
+            println!("{}", built.copepod.display());
+            println!("{}", built.runner.display());
+        }
+        Task::Guests => println!("{}", guests::build(&cache)?.display()),
+        Task::Demo => demo::run(&cache)?,
+        Task::Test { only } => return test::run(&cache, only.as_deref()),
+        Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
+        Task::Debian { package, program } => {
+            println!("{}", debian::program(&cache, &package, &program)?.display());
+        }
+        Task::Install { prefix } => install::install(&cache, &prefix)?,
+        Task::Uninstall { prefix } => install::uninstall(&prefix)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

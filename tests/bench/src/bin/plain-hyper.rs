@@ -1,0 +1,34 @@
+//! `plain-hyper PORT`: hyper answering every request with one line, on one thread: the least that a Rust server can do.
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+
+fn main() -> Result<()> {
+    let port: u16 = std::env::args().nth(1).context("the port is missing")?.parse()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(port))
+}
+
+async fn serve(port: u16) -> Result<()> {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(async move {
+            // A client that hangs up ends its connection and nothing else.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .await;
+        });
+    }
+}
+
+async fn answer(_request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(Response::new(Full::new(Bytes::from_static(b"hello from copepod\n"))))
+}

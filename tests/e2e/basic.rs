@@ -1,0 +1,193 @@
+//! Each example of examples/ runs as its manifest says, and nothing of it stays.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use copepod_tests::http;
+use copepod_tests::manifest::{example, pod, probe};
+use copepod_tests::node::Node;
+use copepod_tests::wait::until;
+
+#[test]
+fn a_command_component_s_log_is_shown_and_its_success_is_the_run_s() {
+    let node = Node::new();
+    node.load(&["probe"]);
+
+    let ended =
+        node.run_to_end(&[pod("greeter", [probe(&["print hello", "eprint aside", "exit 0"])])]);
+
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("hello"), "{}", ended.stdout);
+    assert!(format!("{}{}", ended.stdout, ended.stderr).contains("aside"));
+}
+
+#[test]
+fn the_run_ends_with_the_code_of_the_one_container_that_failed() {
+    let node = Node::new();
+    node.load(&["probe-p1"]);
+    let mut failing = probe(&["print before", "exit 3"]);
+    failing["image"] = copepod_tests::manifest::image("probe-p1").into();
+
+    let ended = node.run_to_end(&[pod("failing", [failing])]);
+
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stdout.contains("before"));
+}
+
+#[test]
+fn a_batch_module_of_preview1_runs_to_its_end() {
+    let node = Node::new();
+    node.load(&["batch"]);
+
+    let ended = node.run(&["run", &example("batch")]);
+
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("78498 primes below 1000000"), "{}", ended.stdout);
+}
+
+#[test]
+fn the_probe_s_own_example_finds_everything_as_its_manifest_says() {
+    let node = Node::new();
+    node.load(&["probe"]);
+
+    let ended = node.run(&["run", &example("probe")]);
+
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+}
+
+#[test]
+fn an_http_component_answers_behind_its_pod_address() {
+    let node = Node::new();
+    node.start_example("hello-http", &["hello-http"]);
+    node.wait_ready("hello-http");
+
+    let mut connection =
+        http::Connection::open(node.address("hello-http", 8080)).expect("it listens");
+
+    for _ in 0..3 {
+        let answer = connection.get("/").expect("an answer");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello from copepod\n"));
+    }
+}
+
+#[test]
+fn a_pod_of_two_shares_its_localhost_and_a_volume() {
+    let node = Node::new();
+    node.start_example("pod-of-two", &["pod-of-two-app", "pod-of-two-sidecar"]);
+    node.wait_ready("pod-of-two");
+    let address = node.address("pod-of-two", 8080);
+
+    let page = http::get(address, "/").expect("an answer");
+    let said = http::get(address, "/sidecar").expect("an answer");
+
+    assert_eq!(page.text(), "this page was written by the sidecar\n");
+    assert_eq!(said.text(), "the sidecar says: you are request 1\n");
+    assert!(node.logs("pod-of-two", "sidecar").contains("answered request 1"));
+    let outside = TcpStream::connect(node.address("pod-of-two", 9000));
+    assert!(outside.is_err(), "the sidecar listens on the pod's localhost only");
+}
+
+#[test]
+fn an_axum_server_listens_by_itself_and_a_slow_request_holds_up_nobody() {
+    let node = Node::new();
+    node.start_example("axum", &["axum"]);
+    node.wait_ready("axum");
+    let address = node.address("axum", 8080);
+
+    let slow = std::thread::spawn(move || http::get(address, "/slow"));
+    let quick = http::get(address, "/").expect("an answer");
+
+    assert_eq!(quick.text(), "hello from axum in wasm\n");
+    let slow = slow.join().expect("no panic").expect("an answer");
+    assert_eq!(slow.text(), "slow, but not in the way\n");
+}
+
+#[test]
+fn a_tcp_echo_sends_back_what_it_gets() {
+    let node = Node::new();
+    node.start_example("tcp-echo", &["tcp-echo"]);
+    node.wait_ready("tcp-echo");
+    let address = node.address("tcp-echo", 7000);
+    let mut stream = until("the echo to listen", || TcpStream::connect(address).ok());
+
+    let sent: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+    let mut writer = stream.try_clone().expect("a second handle");
+    let payload = sent.clone();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&payload).expect("it is read");
+        writer.shutdown(Shutdown::Write).expect("connected");
+    });
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).expect("it comes back");
+
+    writing.join().expect("no panic");
+    assert!(got == sent, "{} bytes of {} came back", got.len(), sent.len());
+}
+
+#[test]
+fn a_udp_echo_sends_back_each_datagram() {
+    let node = Node::new();
+    node.start_example("udp-echo", &["udp-echo"]);
+    node.wait_ready("udp-echo");
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a valid time");
+    socket.connect(node.address("udp-echo", 7000)).expect("a route");
+
+    let mut buffer = [0; 64];
+    let echoed = until("an echo", || {
+        // Refused while it does not listen yet; lost now and then.
+        socket.send(b"a datagram").ok()?;
+        socket.recv(&mut buffer).ok()
+    });
+
+    assert_eq!(&buffer[..echoed], b"a datagram");
+}
+
+#[test]
+fn a_wasm_file_runs_without_any_manifest_and_is_published_on_the_host() {
+    let node = Node::new();
+    let guest = node.built().guest("hello-http");
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|it| it.local_addr())
+        .expect("a free port");
+
+    node.ok(&[
+        "run",
+        guest.to_str().expect("text"),
+        "--detach",
+        "--publish",
+        &format!("{}:8080", free.port()),
+    ]);
+
+    let answer = until("an answer on the host's port", || http::get(free, "/").ok());
+    assert_eq!(answer.text(), "hello from copepod\n");
+}
+
+#[test]
+fn two_data_directories_live_side_by_side() {
+    let (one, other) = (Node::new(), Node::new());
+    one.start_example("hello-http", &["hello-http"]);
+    other.start_example("hello-http", &["hello-http"]);
+    one.wait_ready("hello-http");
+    other.wait_ready("hello-http");
+    let (here, there) = (one.address("hello-http", 8080), other.address("hello-http", 8080));
+
+    assert_ne!(here.ip(), there.ip());
+    assert_eq!(one.stop_all(), Vec::<String>::new());
+
+    assert!(http::get(here, "/").is_err(), "it was stopped");
+    assert_eq!(http::get(there, "/").expect("the other still answers").status, 200);
+}
+
+#[test]
+fn a_node_whose_last_pod_is_stopped_leaves_nothing_on_the_machine() {
+    let node = Node::new();
+    node.start_example("pod-of-two", &["pod-of-two-app", "pod-of-two-sidecar"]);
+    node.wait_ready("pod-of-two");
+    assert!(node.agent().is_some() && !node.runners().is_empty());
+
+    let left = node.stop_all();
+
+    assert_eq!(left, Vec::<String>::new());
+}

@@ -1,0 +1,292 @@
+//! A node of a test's own: a private data directory, and `copepod` commands that work on it.
+//!
+//! When it is dropped, all its pods are stopped and whatever is left of it on the machine is removed, also after a failed
+//! test. Absent: a way to share a node between tests.
+
+// A failed test tells what its node was about.
+#![allow(clippy::print_stderr)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::built::Built;
+use crate::host::{self, Mark};
+use crate::manifest;
+use crate::wait::{until, until_it_is};
+
+/// A private data directory and what runs in it.
+pub struct Node {
+    built: Built,
+    folder: tempfile::TempDir,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code; none where a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Node {
+    /// A node without pods; its agent starts with its first command.
+    ///
+    /// # Panics
+    /// Where the tests were not started by `cargo xtask test`, or not as root.
+    pub fn new() -> Self {
+        assert!(is_root(), "the end-to-end tests need root: run cargo xtask test as root");
+        Self::of(Built::from_env())
+    }
+
+    /// The same of other programs.
+    ///
+    /// # Panics
+    /// Where no temporary folder can be made.
+    pub fn of(built: Built) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("copepod-test-").tempdir().expect("a temporary folder");
+        Self { built, folder }
+    }
+
+    /// The built programs.
+    pub fn built(&self) -> &Built {
+        &self.built
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A folder for a test's own files, gone with the node.
+    pub fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// How the node is found from outside.
+    pub fn mark(&self) -> Mark {
+        Mark::of(&self.data(), &self.built.nft)
+    }
+
+    /// `copepod <arguments>` on this data directory.
+    pub fn copepod(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.built.copepod);
+        command.arg("--data-dir").arg(self.data()).args(arguments);
+        command.env("COPEPOD_NFT", &self.built.nft).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        self.copepod(arguments).output().expect("the built program starts").into()
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let ended = self.run(arguments);
+        assert_eq!(ended.code, Some(0), "copepod {arguments:?}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    }
+
+    /// Puts guests of examples/ into the node's images, under [`manifest::image`].
+    pub fn load(&self, guests: &[&str]) {
+        for guest in guests {
+            self.load_file(&self.built.guest(guest), &manifest::image(guest));
+        }
+    }
+
+    /// Puts a wasm file into the node's images.
+    pub fn load_file(&self, file: &Path, reference: &str) {
+        let file = file.to_str().expect("a test's paths are text");
+        self.ok(&["image", "load", file, "--tag", reference]);
+    }
+
+    /// Writes a manifest into a file of the node's; its path.
+    ///
+    /// # Panics
+    /// Where the file cannot be written.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let file = self.scratch().join(name);
+        std::fs::write(&file, content).expect("a temporary folder can be written");
+        file.to_str().expect("a test's paths are text").to_owned()
+    }
+
+    /// `copepod run` of a manifest in the foreground, to the end of its pods.
+    pub fn run_to_end(&self, objects: &[Value]) -> Ended {
+        self.run(&["run", &self.write("run.yaml", manifest::all(objects))])
+    }
+
+    /// `copepod run --detach` of a manifest.
+    pub fn start(&self, objects: &[Value]) {
+        self.ok(&["run", "--detach", &self.write("start.yaml", manifest::all(objects))]);
+    }
+
+    /// `copepod run --detach` of a manifest of examples/, whose images are loaded first.
+    pub fn start_example(&self, name: &str, guests: &[&str]) {
+        self.load(guests);
+        self.ok(&["run", "--detach", &manifest::example(name)]);
+    }
+
+    /// A pod as the node reports it; none where it has no such pod.
+    pub fn pod(&self, name: &str) -> Option<Value> {
+        self.pods().into_iter().find(|pod| pod["metadata"]["name"] == name)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Vec<Value> {
+        let listed = self.run(&["ps", "--output", "json"]).stdout;
+        let list: Value = serde_json::from_str(&listed).unwrap_or_default();
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until a pod is as `condition` says; the pod.
+    ///
+    /// # Panics
+    /// Where that does not come, with the pod as it is then.
+    pub fn wait_for(&self, name: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let seen = until_it_is(
+            &format!("pod {name} to be {what}"),
+            || self.pod(name),
+            |pod| pod.as_ref().is_some_and(&condition),
+            |pod| pod.as_ref().map_or("no such pod".to_owned(), |pod| pod["status"].to_string()),
+        );
+        seen.unwrap_or_default()
+    }
+
+    /// Waits until a pod is ready.
+    pub fn wait_ready(&self, name: &str) -> Value {
+        self.wait_for(name, "ready", is_ready)
+    }
+
+    /// Waits until a pod is over, well or not.
+    pub fn wait_over(&self, name: &str) -> Value {
+        self.wait_for(name, "over", |pod| {
+            matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+        })
+    }
+
+    /// An address of a pod's port.
+    ///
+    /// # Panics
+    /// Where the pod has no address yet.
+    pub fn address(&self, name: &str, port: u16) -> SocketAddr {
+        let pod = self.pod(name).expect("a pod");
+        let ip: IpAddr =
+            pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok()).expect("a pod address");
+        SocketAddr::new(ip, port)
+    }
+
+    /// The address of any pod.
+    fn any_address(&self) -> Option<Ipv4Addr> {
+        self.pods().iter().find_map(|pod| pod["status"]["podIP"].as_str()?.parse().ok())
+    }
+
+    /// What a container logged.
+    pub fn logs(&self, pod: &str, container: &str) -> String {
+        self.ok(&["logs", pod, "--container", container])
+    }
+
+    /// The agent's process, if one runs.
+    pub fn agent(&self) -> Option<u32> {
+        let mine = |(_, line): &(u32, String)| line.contains("__agent");
+        host::processes(&self.mark()).into_iter().find(mine).map(|(pid, _)| pid)
+    }
+
+    /// The processes of the node's runners.
+    pub fn runners(&self) -> Vec<u32> {
+        let mine = |(_, line): &(u32, String)| line.contains("copepod-runner");
+        host::processes(&self.mark()).into_iter().filter(mine).map(|(pid, _)| pid).collect()
+    }
+
+    /// Kills the agent as a crash would, and waits until it is gone.
+    ///
+    /// # Panics
+    /// Where none runs.
+    pub fn kill_agent(&self) {
+        let pid = self.agent().expect("an agent runs");
+        host::kill(pid);
+        until("the killed agent to be gone", || (self.agent() != Some(pid)).then_some(()));
+    }
+
+    /// Stops all pods, waits for the agent to leave, and tells what it left behind.
+    pub fn stop_all(&self) -> Vec<String> {
+        let mark = Mark { pod_ip: self.any_address(), ..self.mark() };
+        self.ok(&["stop", "--all", "--grace", "1"]);
+        let mut left = Vec::new();
+        for _ in 0..250 {
+            left = host::leftovers(&mark);
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(40));
+        }
+        left
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mark = self.mark();
+        if std::thread::panicking() {
+            for log in ["agent.log", "journal.log"] {
+                if let Ok(log) = std::fs::read_to_string(self.data().join(log)) {
+                    let lines: Vec<&str> = log.lines().collect();
+                    eprintln!(
+                        "--- the agent's last words\n{}",
+                        lines[lines.len().saturating_sub(40)..].join("\n")
+                    );
+                }
+            }
+        }
+        if self.agent().is_some() {
+            let _ = self.copepod(&["stop", "--all", "--grace", "0"]).output();
+        }
+        host::sweep(&mark);
+    }
+}
+
+/// Only root may make namespaces, routes and cgroups.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The pod's `Ready` condition is true.
+pub fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .is_some_and(|all| all.iter().any(|it| it["type"] == "Ready" && it["status"] == "True"))
+}
+
+/// The status of one of a pod's containers.
+pub fn status<'a>(pod: &'a Value, container: &str) -> &'a Value {
+    let all = pod["status"]["containerStatuses"].as_array();
+    all.and_then(|all| all.iter().find(|it| it["name"] == container)).unwrap_or(&Value::Null)
+}

@@ -1,0 +1,119 @@
+//! The guests: Rust for wasm, brought by the script `guest-rust`, and examples/ built with it.
+//!
+//! Absent: packing them into images, which `copepod image` does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::cache::{Cache, checkout};
+use crate::command::{cargo, run, step};
+
+const PREVIEW1: &str = "wasm32-wasip1";
+const PREVIEW2: &str = "wasm32-wasip2";
+
+/// A guest: its package, its target, the name of cargo's output, the name it has afterwards.
+struct Guest(&'static str, &'static str, &'static str, &'static str);
+
+const GUESTS: [Guest; 10] = [
+    Guest("hello-http", PREVIEW2, "hello_http", "hello-http"),
+    Guest("http-cases", PREVIEW2, "http_cases", "http-cases"),
+    Guest("axum-server", PREVIEW2, "axum-server", "axum"),
+    Guest("pod-of-two-app", PREVIEW2, "pod_of_two_app", "pod-of-two-app"),
+    Guest("pod-of-two-sidecar", PREVIEW2, "pod-of-two-sidecar", "pod-of-two-sidecar"),
+    Guest("tcp-echo", PREVIEW2, "tcp-echo", "tcp-echo"),
+    Guest("udp-echo", PREVIEW2, "udp-echo", "udp-echo"),
+    Guest("batch", PREVIEW1, "batch", "batch"),
+    Guest("probe", PREVIEW2, "probe", "probe"),
+    Guest("probe", PREVIEW1, "probe", "probe-p1"),
+];
+
+/// Builds what changed; the folder of `<name>.wasm` files.
+pub(crate) fn build(cache: &Cache) -> Result<PathBuf> {
+    let folder = cache.guests();
+    let stamp = folder.join("made-of");
+    let sources = digest(&checkout().join("examples"))?;
+    let have = |guest: &Guest| folder.join(guest.3).with_extension("wasm").exists();
+    if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == sources) && GUESTS.iter().all(have)
+    {
+        return Ok(folder);
+    }
+    bring_compiler(cache)?;
+    for target in [PREVIEW1, PREVIEW2] {
+        step(&format!("building the guests for {target}"), || compile(cache, target))?;
+    }
+    fs::create_dir_all(&folder)?;
+    for Guest(_, target, made, name) in &GUESTS {
+        let made =
+            cache.guests_target().join(target).join("release").join(made).with_extension("wasm");
+        let to = folder.join(name).with_extension("wasm");
+        fs::copy(&made, &to).with_context(|| format!("{} was not built", made.display()))?;
+    }
+    fs::write(stamp, sources)?;
+    Ok(folder)
+}
+
+/// Rust for both wasm targets: does nothing where it is installed.
+fn bring_compiler(cache: &Cache) -> Result<()> {
+    step("Rust for wasm32-wasip1 and wasm32-wasip2", || {
+        run(std::process::Command::new("bash")
+            .arg(checkout().join("xtask/guest-rust"))
+            .arg("install")
+            .env("GUEST_RUST_DIR", cache.guest_rust()))
+    })
+}
+
+fn compile(cache: &Cache, target: &str) -> Result<()> {
+    let mut command = cargo(&cache.guests_target());
+    command
+        // From here, so that the flags of examples/.cargo/config.toml are seen.
+        .current_dir(checkout().join("examples"))
+        .env("RUSTC", cache.guest_rust().join("bin/rustc"))
+        .args(["build", "--locked", "--release", "--target", target]);
+    for variable in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_BUILD_TARGET",
+    ] {
+        command.env_remove(variable);
+    }
+    for Guest(package, ..) in GUESTS.iter().filter(|guest| guest.1 == target) {
+        command.args(["--package", package]);
+    }
+    run(&mut command)
+}
+
+/// One hash of all names and contents beneath `folder`.
+fn digest(folder: &Path) -> Result<String> {
+    let mut files = Vec::new();
+    collect(folder, &mut files)?;
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        let content = fs::read(&file)?;
+        hash.update(file.strip_prefix(folder)?.as_os_str().as_encoded_bytes());
+        hash.update([0]);
+        hash.update(content.len().to_le_bytes());
+        hash.update(content);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            // Where someone called cargo by hand.
+            if entry.file_name() != "target" {
+                collect(&entry.path(), files)?;
+            }
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}

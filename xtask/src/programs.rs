@@ -1,0 +1,48 @@
+//! Our own programs: `copepod` and `copepod-runner`, side by side in the target folder.
+//!
+//! They are built by two calls of cargo. One call would build both with the features of either, and a compiler would be
+//! linked into the runner, which a test asserts is not there. Absent: the guests.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::command::{cargo, run, step};
+
+/// How cargo optimises.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For tests and the demo.
+    Dev,
+    /// For figures and for use.
+    Release,
+}
+
+impl Profile {
+    pub(crate) fn of(release: bool) -> Self {
+        if release { Self::Release } else { Self::Dev }
+    }
+}
+
+/// Where the two programs are.
+pub(crate) struct Programs {
+    pub(crate) copepod: PathBuf,
+    pub(crate) runner: PathBuf,
+}
+
+pub(crate) fn build(cache: &Cache, profile: Profile) -> Result<Programs> {
+    let target = cache.target();
+    for package in ["copepod", "copepod-runner"] {
+        step(&format!("building {package}"), || {
+            let mut command = cargo(&target);
+            command.args(["build", "--locked", "--package", package]);
+            if profile == Profile::Release {
+                command.arg("--release");
+            }
+            run(&mut command)
+        })?;
+    }
+    let folder = target.join(if profile == Profile::Release { "release" } else { "debug" });
+    Ok(Programs { copepod: folder.join("copepod"), runner: folder.join("copepod-runner") })
+}

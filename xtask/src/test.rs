@@ -1,0 +1,212 @@
+//! `cargo xtask test`: format, lints, unit tests of both feature groups, and the end-to-end tests over the built programs.
+//!
+//! The last line is `N passed, N failed`, with `, N skipped` where something was. Absent: the tests themselves.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{Cache, checkout};
+use crate::command::{cargo, missing, step};
+use crate::programs::Profile;
+use crate::{debian, guests, programs};
+
+/// The packages that are built by themselves, without a compiler's features.
+const RUNNER_GROUP: [&str; 2] = ["copepod-net", "copepod-runner"];
+/// The end-to-end tests' package.
+const END_TO_END: &str = "copepod-tests";
+
+/// What came of the tests so far.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    skipped: u64,
+    failed: Vec<String>,
+}
+
+pub(crate) fn run(cache: &Cache, only: Option<&str>) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let mut tally = Tally::default();
+    let asked = |name: &str| only.is_none_or(|only| only == name);
+
+    if asked("fmt") {
+        let guests = checkout().join("examples/Cargo.toml");
+        tally.check("rustfmt", cargo(&cache.target()).args(["fmt", "--all", "--check"]))?;
+        tally.check(
+            "rustfmt of the guests",
+            cargo(&cache.target()).args(["fmt", "--all", "--check", "--manifest-path"]).arg(guests),
+        )?;
+    }
+    if asked("clippy") {
+        let lints = ["--all-targets", "--locked", "--", "--deny", "warnings"];
+        tally.check(
+            "clippy",
+            cargo(&cache.target()).arg("clippy").args(default_group()).args(lints),
+        )?;
+        tally.check(
+            "clippy of the runner",
+            cargo(&cache.target()).arg("clippy").args(runner_group()).args(lints),
+        )?;
+    }
+    if asked("unit") {
+        let quiet = ["--locked", "--no-fail-fast"];
+        let mut unit = default_group();
+        unit.extend(["--exclude".to_owned(), END_TO_END.to_owned()]);
+        tally.tests("unit tests", cargo(&cache.target()).arg("test").args(unit).args(quiet))?;
+        tally.tests(
+            "unit tests of the runner",
+            cargo(&cache.target()).arg("test").args(runner_group()).args(quiet),
+        )?;
+    }
+    let end_to_end = match only {
+        None | Some("e2e") => Some(""),
+        Some("fmt" | "clippy" | "unit") => None,
+        Some(filter) => Some(filter),
+    };
+    if let Some(filter) = end_to_end {
+        let mut command = end_to_end_tests(cache)?;
+        // Each test has a data directory, namespaces and processes of its own: two at a time on two cores.
+        command.args(["--", "--test-threads", "2", filter]);
+        tally.tests("end-to-end tests", &mut command)?;
+    }
+
+    for failed in &tally.failed {
+        println!("failed: {failed}");
+    }
+    println!("{:.0} s", begin.elapsed().as_secs_f64());
+    println!("{}", tally.summary());
+    Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `cargo test` for the end-to-end tests, with all that they need built and named in the environment.
+fn end_to_end_tests(cache: &Cache) -> Result<Command> {
+    let programs = programs::build(cache, Profile::Dev)?;
+    let guests = guests::build(cache)?;
+    let nft = debian::program(cache, "nftables", "nft")?;
+    let registry = debian::program(cache, "docker-registry", "docker-registry")?;
+    let mut command = cargo(&cache.target());
+    command
+        .args(["test", "--locked", "--package", END_TO_END, "--no-fail-fast"])
+        .env("COPEPOD_BIN", programs.copepod)
+        .env("COPEPOD_RUNNER", programs.runner)
+        .env("COPEPOD_GUESTS", guests)
+        .env("COPEPOD_REGISTRY", registry)
+        .env("COPEPOD_NFT", nft);
+    Ok(command)
+}
+
+fn default_group() -> Vec<String> {
+    let excluded =
+        RUNNER_GROUP.iter().flat_map(|package| ["--exclude".to_owned(), (*package).to_owned()]);
+    ["--workspace".to_owned()].into_iter().chain(excluded).collect()
+}
+
+fn runner_group() -> Vec<String> {
+    RUNNER_GROUP
+        .iter()
+        .flat_map(|package| ["--package".to_owned(), (*package).to_owned()])
+        .collect()
+}
+
+impl Tally {
+    /// A command that holds or does not: one test.
+    fn check(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        step(name, || {
+            let status =
+                command.stdin(Stdio::null()).status().map_err(|error| missing(command, error))?;
+            if status.success() {
+                self.passed += 1;
+            } else {
+                self.failed.push(name.to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    /// A `cargo test`: what its programs' summaries say.
+    fn tests(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        step(name, || {
+            let mut child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(|error| missing(command, error))?;
+            let failed_before = self.failed.len();
+            let out = child.stdout.take().context("the test's output is piped")?;
+            for line in BufReader::new(out).split(b'\n') {
+                let line = line?;
+                let line = String::from_utf8_lossy(&line);
+                println!("{line}");
+                self.read(name, &line);
+            }
+            // A program that did not build, or died without a summary, has no line of its own.
+            let status = child.wait()?;
+            if !status.success() && self.failed.len() == failed_before {
+                self.failed.push(format!(
+                    "{name}: {status} without a failed test: it did not build, or died"
+                ));
+            }
+            Ok(())
+        })
+    }
+
+    /// One line of what a test program prints.
+    fn read(&mut self, group: &str, line: &str) {
+        if let Some(name) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failed.push(format!("{group}: {name}"));
+        } else if let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        {
+            for count in counts.split("; ") {
+                match count.split_once(' ') {
+                    Some((n, "passed")) => self.passed += n.parse().unwrap_or(0),
+                    Some((n, "ignored")) => self.skipped += n.parse().unwrap_or(0),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn summary(&self) -> String {
+        let mut line = format!("{} passed, {} failed", self.passed, self.failed.len());
+        if self.skipped > 0 {
+            line.push_str(&format!(", {} skipped", self.skipped));
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_adds_up_what_the_test_programs_say_and_names_what_failed() {
+        let mut tally = Tally::default();
+
+        for line in [
+            "running 3 tests",
+            "test wire::tests::a_frame_too_long_is_refused ... ok",
+            "test pod::tests::a_pod_stops ... FAILED",
+            "test slow ... ignored",
+            "test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        ] {
+            tally.read("unit tests", line);
+        }
+
+        assert_eq!(tally.summary(), "5 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.failed, ["unit tests: pod::tests::a_pod_stops"]);
+    }
+
+    #[test]
+    fn a_run_without_skipped_tests_does_not_mention_them() {
+        let tally = Tally { passed: 2, skipped: 0, failed: Vec::new() };
+
+        assert_eq!(tally.summary(), "2 passed, 0 failed");
+    }
+}
