@@ -1,0 +1,376 @@
+//! One container of a pod: its states, and the moves between them.
+//!
+//! Absent: when to move (`turn` decides) and how it looks from outside (`status`).
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+use super::{
+    backoff::{CrashBackoff, later},
+    probe::Probers,
+    spec::{ContainerSpec, Role},
+    words::{ExitReason, ExitRecord},
+};
+
+/// The least time between the word to stop and the kill; a kubelet's `minimumGracePeriodInSeconds`.
+const SHORTEST_STOP: Duration = Duration::from_secs(2);
+
+/// A container and what is remembered of it from one run to the next.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) spec: Arc<ContainerSpec>,
+    pub(crate) state: State,
+    /// The run before the one that `state` speaks of.
+    pub(crate) last: Option<Ended>,
+    /// How many attempts have run, which is also the next one's number.
+    pub(crate) attempts: u32,
+    /// How many attempts were ever sent: at most one more than `attempts`.
+    sent: u32,
+    pub(crate) image_id: Option<String>,
+    crashes: CrashBackoff,
+    /// Why the start is held up. Not journaled: after a restart of the agent it is simply tried again.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// A container's states.
+///
+/// ```text
+/// Waiting ──attempt sent──▶ Starting ──started──▶ Running ──exited──▶ Ended
+///    ▲  ▲                      │                                        │
+///    │  └───── never ran ──────┘                                        │
+///    └──────────────────── restart, after back-off ─────────────────────┘
+/// ```
+#[derive(Debug)]
+pub(crate) enum State {
+    /// No instance. Its image is fetched and it is started, once its turn and the time have come.
+    Waiting(Waiting),
+    /// An attempt was sent and nobody has said yet what became of it.
+    Starting(Starting),
+    /// An instance runs. It is probed, and left alone until it is to end.
+    Running(Running),
+    /// The last run is over, and no other follows.
+    Ended(Ended),
+}
+
+/// Waiting for its turn, its image, or the time.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// The end of the crash back-off and its length.
+    pub(crate) crashed: Option<(Timestamp, Duration)>,
+    pub(crate) image: Image,
+}
+
+/// How far the image is, for the next start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// To be asked for.
+    #[default]
+    Wanted,
+    /// Asked for.
+    Asked,
+    /// Here.
+    Here,
+}
+
+/// What held up a start, and until when.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    /// With the image; else with the start.
+    pub(crate) image: bool,
+    /// How long the wait is.
+    pub(crate) wait: Duration,
+    /// When to try again; none: never, it cannot help.
+    pub(crate) until: Option<Timestamp>,
+}
+
+/// An attempt on its way.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    pub(crate) attempt: u32,
+    /// Sent by this agent, or found by it; else nobody has looked since the agent's start.
+    pub(crate) confirmed: bool,
+}
+
+/// A live instance.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) attempt: u32,
+    pub(crate) since: Timestamp,
+    /// Seen by this agent; else nobody has looked since the agent's start.
+    pub(crate) confirmed: bool,
+    pub(crate) post_start: Hook,
+    /// The startup probe has passed, and the postStart hook is done.
+    pub(crate) started: bool,
+    /// It takes requests.
+    pub(crate) ready: bool,
+    pub(crate) probers: Probers,
+    pub(crate) ending: Option<Ending>,
+}
+
+/// A hook of one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// To be run.
+    Due,
+    /// Out.
+    Asked,
+    /// Done, given up, or there is none.
+    Over,
+}
+
+/// An instance that is to end.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// By when.
+    pub(crate) deadline: Timestamp,
+    /// No hook, no shortest time.
+    pub(crate) forced: bool,
+    pub(crate) pre_stop: Hook,
+    sent: Option<Sent>,
+}
+
+/// The stop as it was sent.
+#[derive(Debug)]
+struct Sent {
+    deadline: Timestamp,
+    at: Timestamp,
+    /// By this agent.
+    confirmed: bool,
+}
+
+/// A run that is over.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    /// None: it never ran.
+    pub(crate) attempt: Option<u32>,
+    pub(crate) exit: ExitRecord,
+}
+
+impl Slot {
+    pub(crate) fn new(spec: Arc<ContainerSpec>) -> Self {
+        Self {
+            spec,
+            state: State::Waiting(Waiting::default()),
+            last: None,
+            attempts: 0,
+            sent: 0,
+            image_id: None,
+            crashes: CrashBackoff::default(),
+            trouble: None,
+        }
+    }
+
+    /// An instance may exist.
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self.state, State::Starting(_) | State::Running(_))
+    }
+
+    /// The attempt that may exist.
+    pub(crate) fn live_attempt(&self) -> Option<u32> {
+        match &self.state {
+            State::Starting(starting) => Some(starting.attempt),
+            State::Running(running) => Some(running.attempt),
+            State::Waiting(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// The instance, where the event speaks of it.
+    pub(crate) fn running(&mut self, attempt: u32) -> Option<&mut Running> {
+        match &mut self.state {
+            State::Running(running) if running.attempt == attempt => Some(running),
+            _ => None,
+        }
+    }
+
+    /// The next init container may start.
+    pub(crate) fn lets_the_next_start(&self) -> bool {
+        match (&self.state, self.spec.role) {
+            (State::Ended(ended), Role::Init) => ended.exit.code == 0,
+            (State::Running(running), Role::Sidecar) => running.started,
+            _ => false,
+        }
+    }
+
+    /// The app container after this one waits: this one is at its first start or in its postStart hook.
+    pub(crate) fn holds_up_the_next(&self) -> bool {
+        self.last.is_none()
+            && match &self.state {
+                State::Waiting(waiting) => waiting.image != Image::Wanted,
+                State::Starting(_) => true,
+                State::Running(running) => {
+                    running.post_start != Hook::Over && running.ending.is_none()
+                }
+                State::Ended(_) => false,
+            }
+    }
+
+    /// When a waiting container may go on; none where it is not waiting, in work, or held for good.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        let State::Waiting(waiting) = &self.state else { return None };
+        if waiting.image == Image::Asked {
+            return None;
+        }
+        let crashed = waiting.crashed.map_or(Timestamp::MIN, |(until, _)| until);
+        let held = self.trouble.as_ref().map_or(Some(Timestamp::MIN), |trouble| trouble.until)?;
+        Some(crashed.max(held))
+    }
+
+    /// Waiting → Starting.
+    pub(crate) fn sent(&mut self, attempt: u32, now: Timestamp) {
+        if attempt >= self.sent {
+            self.sent = attempt + 1;
+            if let Some(last) = &self.last {
+                self.crashes.restarted(last.exit.finished_at, now);
+            }
+        }
+        self.state = State::Starting(Starting { attempt, confirmed: true });
+    }
+
+    /// Starting → Waiting: it never ran.
+    pub(crate) fn unsent(&mut self) {
+        self.state = State::Waiting(Waiting::default());
+    }
+
+    /// Starting → Running.
+    pub(crate) fn started(&mut self, attempt: u32, since: Timestamp) {
+        self.attempts = attempt + 1;
+        self.trouble = None;
+        let spec = &self.spec;
+        let post_start = if spec.post_start.is_some() { Hook::Due } else { Hook::Over };
+        let started = post_start == Hook::Over && spec.startup.is_none();
+        self.state = State::Running(Running {
+            attempt,
+            since,
+            confirmed: true,
+            post_start,
+            started,
+            ready: started && spec.readiness.is_none(),
+            probers: Probers::default(),
+            ending: None,
+        });
+    }
+
+    /// Starting or Running → Ended, or on to Waiting where `restarts` and the policy says so.
+    pub(crate) fn exited(&mut self, attempt: u32, exit: ExitRecord, restarts: bool) {
+        self.attempts = attempt + 1;
+        self.trouble = None;
+        // An attempt replayed without its sending (a fast exit) still counts as sent.
+        self.sent = self.sent.max(self.attempts);
+        let ended = Ended { attempt: Some(attempt), exit };
+        self.state = if restarts && self.spec.restart.restarts_after(ended.exit.code) {
+            let waiting = Waiting {
+                crashed: Some(self.crashes.after(ended.exit.finished_at)),
+                image: Image::Wanted,
+            };
+            self.last = Some(ended);
+            State::Waiting(waiting)
+        } else {
+            State::Ended(ended)
+        };
+    }
+
+    /// Ended or Waiting → Waiting: an init container runs once more, in a new sandbox.
+    pub(crate) fn again(&mut self) {
+        if let State::Ended(ended) = &self.state {
+            self.last = Some(ended.clone());
+            self.state = State::Waiting(Waiting::default());
+        }
+    }
+
+    /// Waiting → Ended, as the pod is over: with the last run, or with 137 if `must_have_run`.
+    pub(crate) fn over(&mut self, must_have_run: bool, now: Timestamp) {
+        if !matches!(self.state, State::Waiting(_)) {
+            return;
+        }
+        if let Some(last) = self.last.take() {
+            self.state = State::Ended(last);
+        } else if must_have_run {
+            self.state = State::Ended(Ended { attempt: None, exit: lost(None, now) });
+        }
+    }
+}
+
+impl Running {
+    /// It is to end by then; of two deadlines the nearer holds.
+    pub(crate) fn end(&mut self, spec: &ContainerSpec, deadline: Timestamp, forced: bool) {
+        match &mut self.ending {
+            Some(ending) => {
+                ending.deadline = ending.deadline.min(deadline);
+                ending.forced |= forced;
+            }
+            none => {
+                let pre_stop = if spec.pre_stop.is_some() { Hook::Due } else { Hook::Over };
+                *none = Some(Ending { deadline, forced, pre_stop, sent: None });
+            }
+        }
+    }
+
+    /// Its probes may be asked: only after the postStart hook, and not before somebody has seen it.
+    pub(crate) fn is_probed(&self) -> bool {
+        self.confirmed && self.post_start == Hook::Over
+    }
+}
+
+impl Ending {
+    /// Nothing but its turn stands between it and its stop.
+    pub(crate) fn may_stop(&self, now: Timestamp) -> bool {
+        self.pre_stop == Hook::Over || self.must_stop(now)
+    }
+
+    /// Neither hook nor turn is waited for any longer.
+    pub(crate) fn must_stop(&self, now: Timestamp) -> bool {
+        self.forced || now >= self.deadline
+    }
+
+    /// The deadline to send now, if one is to be sent; `Err` where it is already in the journal.
+    pub(crate) fn stop(&self, now: Timestamp) -> Option<Result<Timestamp, Timestamp>> {
+        let least = |told: Timestamp| {
+            if self.forced { self.deadline } else { self.deadline.max(later(told, SHORTEST_STOP)) }
+        };
+        match &self.sent {
+            None => Some(Ok(least(now))),
+            Some(sent) if least(sent.at) < sent.deadline => Some(Ok(least(sent.at))),
+            Some(sent) if !sent.confirmed => Some(Err(sent.deadline)),
+            Some(_) => None,
+        }
+    }
+
+    /// The stop was told.
+    pub(crate) fn told(&mut self, deadline: Timestamp, now: Timestamp) {
+        let at = self.sent.as_ref().map_or(now, |sent| sent.at);
+        self.sent = Some(Sent { deadline, at, confirmed: true });
+    }
+
+    /// The stop in the journal has gone out once more.
+    pub(crate) fn told_again(&mut self) {
+        if let Some(sent) = &mut self.sent {
+            sent.confirmed = true;
+        }
+    }
+
+    /// This agent has sent nothing yet.
+    pub(crate) fn forget_sending(&mut self) {
+        if let Some(sent) = &mut self.sent {
+            sent.confirmed = false;
+        }
+    }
+
+    /// No stop was told yet.
+    pub(crate) fn is_untold(&self) -> bool {
+        self.sent.is_none()
+    }
+}
+
+/// The record of a run of which nobody knows the end.
+pub(crate) fn lost(started_at: Option<Timestamp>, now: Timestamp) -> ExitRecord {
+    ExitRecord {
+        code: 137,
+        reason: ExitReason::Lost,
+        message: "The container could not be located when the pod was terminated".to_owned(),
+        started_at,
+        finished_at: now,
+    }
+}

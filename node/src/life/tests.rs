@@ -1,0 +1,7 @@
+mod bench;
+mod deletion;
+mod order;
+mod probes;
+mod recovery;
+mod restarts;
+mod world;
