@@ -211,7 +211,8 @@ impl Run {
                 followed.end = Some(exit::outcome(&followed.pod));
                 followed.over.send_replace(true);
             }
-            if let Some(why) = &view.never {
+            let never_here = view.never.clone().or_else(|| waits_for_ever(&followed.pod));
+            if let Some(why) = &never_here {
                 let PodName { namespace, name } = &followed.name;
                 never = Some(format!("{namespace}/{name} can never run here: {}", harmless(why)));
             }
@@ -397,6 +398,20 @@ impl Run {
     }
 }
 
+/// Why a pod waits for what somebody would have to bring while it waits: in the foreground nobody does.
+fn waits_for_ever(pod: &Pod) -> Option<String> {
+    // An image could still be loaded, a spec corrected; `copepod run -d` leaves the time for it.
+    const REASONS: [&str; 2] = ["ErrImageNeverPull", "CreateContainerConfigError"];
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten();
+    init.chain(status.container_statuses.iter().flatten()).find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref().filter(|reason| REASONS.contains(reason))?;
+        let message = waiting.message.as_deref().unwrap_or_default();
+        Some(format!("container {}: {reason}: {message}", container.name))
+    })
+}
+
 /// Stops pods; where the agent goes away over it, the next one is asked to.
 async fn stop_pods(client: &Mutex<Client>, stop: StopPods) -> Result<(), ClientError> {
     let call = Call::Stop(stop);
@@ -463,7 +478,8 @@ struct LogReading {
 
 impl LogReading {
     async fn read(mut self) {
-        let mut after = None;
+        // From the first attempt on: one that crashed before we looked is part of this run.
+        let mut after = Some(LogPosition { attempt: 0, time_ns: 0, lines: 0 });
         loop {
             let was_over = *self.over.borrow();
             match self.read_once(&mut after).await {

@@ -21,6 +21,7 @@ mod manifest;
 mod needs;
 mod out;
 mod publish;
+mod references;
 mod run;
 mod serve;
 mod show;

@@ -23,9 +23,10 @@ use crate::docker_config;
 use crate::exit::{BAD_INPUT, NEVER};
 use crate::follow::{self, Followed};
 use crate::images;
-use crate::manifest::{self, Manifest, ManifestPod};
+use crate::manifest::{self, Manifest};
 use crate::out::Out;
 use crate::publish;
+use crate::references::Held;
 use crate::wasm_pod::{self, WasmPod};
 
 /// Why nothing was started: the exit code, and the lines to tell.
@@ -100,7 +101,7 @@ fn prepare(out: Out, data: &Path, args: &Run) -> Result<RunPods, Refused> {
         no_wasm_options(args)?;
         let manifest = read(args)?;
         manifest.notes.iter().for_each(|note| out.note(note));
-        admit(&manifest.pods)?;
+        admit(&manifest)?;
         let pods = manifest.pods.iter().map(|pod| pod.pod.clone()).collect();
         (manifest, pods)
     };
@@ -240,11 +241,13 @@ fn random_suffix() -> String {
 }
 
 /// Refuses what the pods' core would refuse, with the line: 2 where a pod is wrong, 125 where it cannot be honoured here.
-fn admit(pods: &[ManifestPod]) -> Result<(), Refused> {
+fn admit(manifest: &Manifest) -> Result<(), Refused> {
+    let held = Held::new(&manifest.config_maps, &manifest.secrets);
     let mut lines = Vec::new();
     let mut is_wrong = false;
-    for pod in pods {
-        let (invalid, refusals) = refusals(&pod.pod);
+    for pod in &manifest.pods {
+        let (invalid, mut refusals) = refusals(&pod.pod);
+        refusals.extend(held.missing(&pod.pod));
         is_wrong |= invalid;
         let mut told: Vec<_> = refusals
             .iter()

@@ -89,14 +89,16 @@ pub fn process(
         expanded.collect()
     };
     let (command, args) = (expand(&container.command), expand(&container.args));
+    // A CMD without an ENTRYPOINT names the program itself; `args` never do.
+    let named = !command.is_empty()
+        || !image.entrypoint.is_empty()
+        || (args.is_empty() && !image.cmd.is_empty());
     let mut argv = match (command.is_empty(), args.is_empty()) {
         (false, _) => [command, args].concat(),
         (true, false) => [image.entrypoint.clone(), args].concat(),
         (true, true) => [image.entrypoint.clone(), image.cmd.clone()].concat(),
     };
-    if command_is_missing(container, image)
-        && !(args_is_missing(container) && !image.cmd.is_empty())
-    {
+    if !named {
         argv.insert(0, image.module.clone());
     }
 
@@ -175,14 +177,6 @@ pub(crate) fn find_container<'a>(
     inits.chain(mains).find(|(_, container)| container.name == name).ok_or_else(|| {
         ConfigError::new("spec.containers", format!("there is no container {name:?}"))
     })
-}
-
-fn command_is_missing(container: &Container, image: &ImageConfig) -> bool {
-    container.command.as_ref().is_none_or(Vec::is_empty) && image.entrypoint.is_empty()
-}
-
-fn args_is_missing(container: &Container) -> bool {
-    container.args.as_ref().is_none_or(Vec::is_empty)
 }
 
 /// Variables in the order of their first setting; a later value replaces an earlier one.

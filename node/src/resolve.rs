@@ -45,7 +45,8 @@ pub fn resolver(pod: &Pod, node: &Resolver) -> Resolver {
     resolver.servers.truncate(MOST_SERVERS);
     resolver.search.truncate(MOST_SEARCHES);
     let ndots = config.options.iter().flatten().filter(|o| o.name.as_deref() == Some("ndots"));
-    if let Some(ndots) = ndots.filter_map(|option| option.value.as_ref()?.parse().ok()).last() {
+    if let Some(ndots) = ndots.filter_map(|option| option.value.as_ref()?.parse().ok()).next_back()
+    {
         resolver.ndots = ndots;
     }
     resolver

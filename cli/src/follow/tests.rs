@@ -124,8 +124,9 @@ async fn a_run_survives_broken_connections_and_reads_each_line_once() {
     let code = followed(script.clone()).await;
 
     assert_eq!(code, 3);
+    let start = LogPosition { attempt: 0, time_ns: 0, lines: 0 };
     let first = LogPosition { attempt: 0, time_ns: 1, lines: 1 };
-    assert_eq!(*script.log_asked.lock().expect("no panic"), [None, Some(first)]);
+    assert_eq!(*script.log_asked.lock().expect("no panic"), [Some(start), Some(first)]);
     // Forgotten once, when it was over.
     assert_eq!(*script.stops.lock().expect("no panic"), [None]);
 }
@@ -145,4 +146,14 @@ async fn a_pod_that_can_never_run_is_stopped_and_ends_the_run_with_125() {
 
     assert_eq!(followed(script.clone()).await, exit::NEVER);
     assert_eq!(*script.stops.lock().expect("no panic"), [None]);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_for_an_image_that_may_not_be_pulled_ends_the_run_with_125() {
+    let waiting = json!({"phase": "Pending", "containerStatuses": [
+        {"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+         "state": {"waiting": {"reason": "ErrImageNeverPull", "message": "not here"}}}]});
+    let script = Arc::new(Script { views: vec![(waiting, false, None)], ..Script::default() });
+
+    assert_eq!(followed(script).await, exit::NEVER);
 }

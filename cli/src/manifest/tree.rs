@@ -192,9 +192,9 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, Malformed> {
             let message = match error.info() {
                 "recursion limit exceeded" => "values are nested too deep".to_owned(),
                 info if info.contains("tab") => {
-                    format!("this is not YAML: {info}; indent with spaces")
+                    format!("this line is not YAML: {info}; indent with spaces")
                 }
-                info => format!("this is not YAML: {info}"),
+                info => format!("this line is not YAML: {info}"),
             };
             Malformed { line: error.marker().line(), message }
         })?;

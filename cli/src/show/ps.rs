@@ -54,11 +54,6 @@ struct Summary {
     last_restart: Option<Timestamp>,
 }
 
-/// The word in the STATUS column.
-pub(crate) fn status_word(pod: &Pod) -> String {
-    summary(pod).status
-}
-
 fn summary(pod: &Pod) -> Summary {
     let spec = pod.spec.as_ref();
     let init_specs = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
@@ -300,8 +295,8 @@ mod tests {
         let mut over = running.clone();
         over.status.as_mut().expect("a status").phase = Some("Succeeded".into());
 
-        assert_eq!(status_word(&running), "Terminating");
-        assert_eq!(status_word(&over), "Succeeded");
+        assert_eq!(summary(&running).status, "Terminating");
+        assert_eq!(summary(&over).status, "Succeeded");
     }
 
     #[test]

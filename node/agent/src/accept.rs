@@ -6,14 +6,18 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use copepod_node::annotations::NodeCeilings;
+use copepod_node::env;
 use copepod_node::life::PodLife;
+use copepod_node::quantity::Amount;
+use copepod_node::volumes;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use serde::de::DeserializeOwned;
 
 use crate::api::{AcceptedPod, Publish, Reply, RunPods};
 use crate::owner::Owner;
 use crate::pod::{Entry, World};
+use crate::sandbox::known_objects;
 use crate::store::Stored;
 
 /// A pod that passed every check and is not known yet.
@@ -100,6 +104,10 @@ impl Owner {
                 "{prefix}a pod of this name is here already; `copepod stop {name}` ends and forgets it"
             )]);
         }
+        let config_maps = of_namespace(config_maps, |it| &it.metadata, &namespace);
+        let secrets = of_namespace(secrets, |it| &it.metadata, &namespace);
+        self.check_references(&pod, &config_maps, &secrets)
+            .map_err(|wrong| wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>())?;
         let mut listeners = Vec::new();
         let mut published = Vec::new();
         for one in &publish {
@@ -121,8 +129,8 @@ impl Owner {
             if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
         let stored = Stored {
             pod,
-            config_maps: of_namespace(config_maps, |it| &it.metadata, &namespace),
-            secrets: of_namespace(secrets, |it| &it.metadata, &namespace),
+            config_maps,
+            secrets,
             publish,
             credentials: run.credentials.clone(),
             ip: IpAddr::V4(ip),
@@ -133,6 +141,49 @@ impl Owner {
         let host_ips = self.performer.node.facts.ips.clone();
         let world = World::new(&self.performer.config.data, uid, stored, host_ips, listeners);
         Ok(Candidate { entry: Entry::new(life, world), published })
+    }
+
+    /// What would never come, as no cluster is there to bring it: a ConfigMap or key that is not in the manifest, or more than the
+    /// machine has.
+    fn check_references(
+        &self,
+        pod: &Pod,
+        config_maps: &[ConfigMap],
+        secrets: &[Secret],
+    ) -> Result<(), Vec<String>> {
+        let node = &self.performer.node;
+        let objects = known_objects(config_maps, secrets);
+        let context =
+            env::Context { objects: &objects, node: &node.facts, pod_ips: &[], services: &[] };
+        let mut wrong = Vec::new();
+        wrong.extend(volumes::plan(pod, &objects).err().map(|error| error.to_string()));
+        let spec = pod.spec.iter();
+        let (mut memory, mut cpu) = (0, 0);
+        for container in
+            spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+        {
+            let image = env::ImageConfig::default();
+            let process = env::process(pod, &container.name, &image, &context);
+            wrong.extend(process.err().map(|error| error.to_string()));
+        }
+        // As a scheduler counts; init containers are done before these start.
+        for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
+            memory += asked(container, "memory", Amount::ceil);
+            cpu += asked(container, "cpu", Amount::ceil_millis);
+        }
+        let (has_memory, has_cpu) =
+            (node.memory, node.facts.allocatable.cpu.ceil_millis());
+        if memory > has_memory {
+            wrong.push(format!(
+                "resources.requests[memory]: {memory} bytes are asked for, and this machine has {has_memory} for pods"
+            ));
+        }
+        if cpu > has_cpu {
+            wrong.push(format!(
+                "resources.requests[cpu]: {cpu}m are asked for, and this machine has {has_cpu}m for pods"
+            ));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
     /// The address that stands for the loopback of the pod at `ip`: as unique in 127.128.0.0/10 as `ip` is in a block of up to /10.
@@ -147,6 +198,12 @@ impl Owner {
             self.addresses.give_back(ip);
         }
     }
+}
+
+fn asked(container: &Container, resource: &str, unit: fn(Amount) -> u64) -> u64 {
+    let requests = container.resources.as_ref().and_then(|it| it.requests.as_ref());
+    let quantity = requests.and_then(|requests| requests.get(resource));
+    quantity.and_then(|quantity| Amount::parse(quantity).ok()).map_or(0, unit)
 }
 
 fn parse_all<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<T>, String> {

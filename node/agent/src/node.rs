@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use copepod_node::objects::{Allocatable, NodeFacts};
 use copepod_node::quantity::Amount;
+use copepod_node::resolve::Resolver;
 
 use copepod_domain::Host;
 
@@ -19,12 +20,10 @@ pub(crate) struct NodeView {
     pub(crate) facts: NodeFacts,
     /// Bytes of memory that a container without a limit may use.
     pub(crate) memory: u64,
-    /// Name servers for guests.
-    pub(crate) name_servers: Vec<IpAddr>,
+    /// How guests resolve names, where their pod says nothing else.
+    pub(crate) resolver: Resolver,
     /// The node's own addresses, which no guest reaches.
     pub(crate) denied: Vec<IpAddr>,
-    /// Search domains for guests.
-    pub(crate) search: Vec<String>,
 }
 
 impl NodeView {
@@ -35,7 +34,7 @@ impl NodeView {
         let millis = config.allocatable_cpu_millis.unwrap_or(cores * 1000);
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (found, search) = resolv_conf();
-        let name_servers = config
+        let servers = config
             .name_servers
             .as_ref()
             .map_or(found, |given| given.iter().copied().map(IpAddr::V4).collect());
@@ -45,7 +44,9 @@ impl NodeView {
             ephemeral_storage: Amount::units(0),
         };
         let facts = NodeFacts { name, ips: vec![host.gateway().into()], allocatable };
-        Self { facts, memory, name_servers, search, denied: vec![host.gateway().into()] }
+        // As `/etc/resolv.conf` without an `ndots`.
+        let resolver = Resolver { servers, search, ndots: 1 };
+        Self { facts, memory, resolver, denied: vec![host.gateway().into()] }
     }
 }
 

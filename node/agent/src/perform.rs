@@ -14,6 +14,7 @@ use copepod_node::ContainerName;
 use copepod_node::life::{
     Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled,
 };
+use copepod_node::pull_secrets;
 use copepod_shim::protocol::{
     Answer, AttemptId, ExecContainer, Failure, Request, StopContainer,
 };
@@ -172,14 +173,16 @@ impl Performer {
             PullPolicy::IfNotPresent => copepod_image::PullPolicy::IfNotPresent,
             PullPolicy::Never => copepod_image::PullPolicy::Never,
         };
-        let credentials = credentials(&world.stored.credentials);
+        let credentials = credentials(world);
         let started = std::time::Instant::now();
         let image =
             self.images.resolve(image, policy, &credentials, &progress).await.map_err(|error| {
                 ImageFailed {
                     reason: error.reason().to_owned(),
                     message: with_causes(&error),
-                    retry: error.retry() == copepod_image::Retry::Later,
+                    // Without a cluster nobody brings the image while the pod waits.
+                    retry: error.retry() == copepod_image::Retry::Later
+                        && policy != copepod_image::PullPolicy::Never,
                 }
             })?;
         let took = started.elapsed();
@@ -574,9 +577,16 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-fn credentials(given: &[api::RegistryCredentials]) -> copepod_image::Credentials {
-    given.iter().fold(copepod_image::Credentials::anonymous(), |all, one| {
+/// What the client's `docker login` left, and the logins of the pod's pull secrets.
+fn credentials(world: &World) -> copepod_image::Credentials {
+    let (logins, wrong) = pull_secrets::logins(&world.stored.pod, &sandbox::objects(world));
+    for why in wrong {
+        // As under a kubelet the pull is tried all the same: the image may be public.
+        tracing::warn!(uid = world.uid, why);
+    }
+    let given = world.stored.credentials.iter();
+    let all = given.fold(copepod_image::Credentials::anonymous(), |all, one| {
         all.with_login(&one.registry, &one.username, &one.password)
-    })
+    });
+    logins.iter().fold(all, |all, one| all.with_login(&one.registry, &one.username, &one.password))
 }
-

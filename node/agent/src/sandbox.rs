@@ -19,12 +19,14 @@ use copepod_node::annotations::{self, NodeCeilings};
 use copepod_node::env::{self, ImageConfig};
 use copepod_node::objects::KnownObjects;
 use copepod_node::quantity::Amount;
+use copepod_node::resolve;
 use copepod_node::volumes::{self, Content, PlannedMount};
 use copepod_shim::protocol::{
     AttemptId, Dns, GuestMount, HostEntry, HttpSettings, Limits, PodSandbox, Port, Request,
     StartContainer, layout,
 };
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::domains::Live;
@@ -170,19 +172,17 @@ fn volume_source(world: &World, name: &str, content: &Content, read_only: bool) 
     }
 }
 
-fn objects(world: &World) -> KnownObjects {
-    let stored = &world.stored;
+/// The ConfigMaps and Secrets that came with the pod.
+pub(crate) fn objects(world: &World) -> KnownObjects {
+    known_objects(&world.stored.config_maps, &world.stored.secrets)
+}
+
+/// ConfigMaps and Secrets by their names.
+pub(crate) fn known_objects(config_maps: &[ConfigMap], secrets: &[Secret]) -> KnownObjects {
+    let named = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
     KnownObjects {
-        config_maps: stored
-            .config_maps
-            .iter()
-            .map(|it| (it.metadata.name.clone().unwrap_or_default(), it.clone()))
-            .collect(),
-        secrets: stored
-            .secrets
-            .iter()
-            .map(|it| (it.metadata.name.clone().unwrap_or_default(), it.clone()))
-            .collect(),
+        config_maps: config_maps.iter().map(|it| (named(&it.metadata), it.clone())).collect(),
+        secrets: secrets.iter().map(|it| (named(&it.metadata), it.clone())).collect(),
     }
 }
 
@@ -362,6 +362,7 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
         IpAddr::V4(ip) => (Some(ip), None),
         IpAddr::V6(ip) => (None, Some(ip)),
     };
+    let resolver = resolve::resolver(pod, &performer.node.resolver);
     PodSandbox {
         pod: world.uid.clone(),
         name: name.name,
@@ -372,9 +373,9 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
         hostname,
         hosts,
         dns: Dns {
-            servers: performer.node.name_servers.clone(),
-            search: performer.node.search.clone(),
-            ndots: 1,
+            servers: resolver.servers,
+            search: resolver.search,
+            ndots: resolver.ndots,
         },
         denied: performer.node.denied.clone(),
         max_sockets: MOST_SOCKETS,

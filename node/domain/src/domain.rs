@@ -431,7 +431,8 @@ impl Birth<'_> {
             pid: pid.as_raw_nonzero().get(),
             started: started(*pid).step(|| "read when the runner started".into())?,
             boot: network::boot_id()?,
-            program: spec.program.clone(),
+            // One that ended at once has none any more, and will say so by its silence.
+            program: program_of(*pid).unwrap_or_else(|_| spec.program.clone()),
         });
         self.tree.write_record(record)?;
 
@@ -504,6 +505,13 @@ fn started(pid: Pid) -> io::Result<u64> {
     field.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// A process's program, also where its file has been deleted since.
+fn program_of(pid: Pid) -> io::Result<PathBuf> {
+    let link = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))?;
+    let text = link.to_string_lossy();
+    Ok(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text)))
+}
+
 /// The process of a record, if it still is the one.
 fn same_process(record: &RunnerRecord) -> Result<Option<(OwnedFd, Pid)>, HostError> {
     if record.boot != network::boot_id()? {
@@ -514,10 +522,14 @@ fn same_process(record: &RunnerRecord) -> Result<Option<(OwnedFd, Pid)>, HostErr
     let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         return Ok(None);
     };
-    let program = fs::read_link(format!("/proc/{}/exe", record.pid));
-    let same = started(pid).is_ok_and(|started| started == record.started)
-        && program.is_ok_and(|program| program == record.program)
-        && !has_ended(process.as_fd());
+    if !started(pid).is_ok_and(|started| started == record.started) {
+        return Ok(None);
+    }
+    if has_ended(process.as_fd()) {
+        reap(process.as_fd());
+        return Ok(None);
+    }
+    let same = program_of(pid).is_ok_and(|program| program == record.program);
     Ok(same.then_some((process, pid)))
 }
 

@@ -19,7 +19,7 @@ use crate::error::{HostError, Step};
 use crate::sys::{self, MountChange};
 
 /// Magic number of the file system in which namespaces live, `NSFS_MAGIC`.
-const NSFS: i64 = 0x6e73_6673;
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
 
 /// The calling thread's mount namespace. Not `/proc/self`: that is the first thread's.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/mnt";
@@ -113,7 +113,7 @@ pub(crate) fn enter_pinned_namespace(data: &Path) -> Result<(OwnedFd, bool), Hos
         .step(|| format!("open {}", pin.display()))?;
     let kind = rustix::fs::fstatfs(&file).step(|| format!("examine {}", pin.display()))?.f_type;
     drop(file);
-    if i64::from(kind) == NSFS {
+    if kind == NSFS {
         let own = File::open(&pin).step(|| format!("open {}", pin.display()))?;
         enter_namespace(own.as_fd())?;
         return Ok((host, false));

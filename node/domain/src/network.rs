@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,7 @@ pub(crate) fn claim(
         return Ok(kept.block);
     }
 
+    release_orphans(netlink, &namespace)?;
     let occupied = netlink.occupied().step(|| "read addresses and routes".into())?;
     let preferred = kept.map(|kept| kept.block);
     let choices: Vec<Cidr> = match wanted {
@@ -109,11 +110,9 @@ pub(crate) fn claim(
             Err(error) => return Err(error).step(|| format!("claim {block}")),
         }
         set_up(netlink, block)?;
-        let claim = Claim { block, boot, namespace };
-        let bytes = serde_json::to_vec(&claim).map_err(io::Error::from);
-        bytes
-            .and_then(|bytes| fs::write(&file, bytes))
-            .step(|| format!("write {}", file.display()))?;
+        let owner = Owner { data: data.to_owned(), namespace: namespace.clone() };
+        write_json(&owner_file(block), &owner)?;
+        write_json(&file, &Claim { block, boot, namespace })?;
         return Ok(block);
     }
     match wanted {
@@ -122,6 +121,48 @@ pub(crate) fn claim(
         ))),
         None => Err(HostError::Exhausted("block of pod addresses in 10.64.0.0/10")),
     }
+}
+
+/// Who has claimed a block, for the others on this machine; kept where a reboot forgets it, like the claim itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct Owner {
+    data: PathBuf,
+    namespace: String,
+}
+
+const OWNERS: &str = "/run/copepod/blocks";
+
+fn owner_file(block: Cidr) -> PathBuf {
+    Path::new(OWNERS).join(block.to_string().replace('/', "-"))
+}
+
+fn write_json(file: &Path, value: &impl Serialize) -> Result<(), HostError> {
+    let step = || format!("write {}", file.display());
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory).step(step)?;
+    }
+    serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| fs::write(file, bytes))
+        .step(step)
+}
+
+/// Releases the blocks of data directories that were deleted without a reset: there are only 256.
+fn release_orphans(netlink: &mut Netlink, namespace: &str) -> Result<(), HostError> {
+    for entry in fs::read_dir(OWNERS).into_iter().flatten().flatten() {
+        let owner = fs::read(entry.path()).ok();
+        let owner: Option<Owner> = owner.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let block = entry.file_name().to_string_lossy().replace('-', "/").parse();
+        if let (Some(owner), Ok(block)) = (owner, block)
+            && owner.namespace == namespace
+            && matches!(owner.data.try_exists(), Ok(false))
+        {
+            tracing::info!(%block, data = %owner.data.display(), "a deleted data directory's block is free again");
+            confine_to_block(netlink, block, false)?;
+            release(netlink, block)?;
+        }
+    }
+    Ok(())
 }
 
 fn set_up(netlink: &mut Netlink, block: Cidr) -> Result<(), HostError> {
@@ -137,7 +178,13 @@ pub(crate) fn release(netlink: &mut Netlink, block: Cidr) -> Result<(), HostErro
             Change::remove_address(block.gateway(), LOOPBACK),
             Change::remove_unreachable(block),
         ])
-        .step(|| format!("give {block} up"))
+        .step(|| format!("give {block} up"))?;
+    match fs::remove_file(owner_file(block)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).step(|| format!("forget who has {block}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives up what a start that failed has claimed.

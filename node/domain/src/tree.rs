@@ -11,10 +11,10 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{HostError, Step};
@@ -97,22 +97,42 @@ impl Tree {
 
     /// Makes the directories of the root. The domain's user can write `state` only, and what the agent gives it in `rw` and `logs`:
     /// those themselves are root's, so that the agent's way to a pod's folder never leads through one that the runner can replace.
+    ///
+    /// Where a predecessor ran under this user, `state` may hold anything that it was able to leave there: a link in place of a directory is
+    /// replaced, never followed.
     pub(crate) fn make(&self, uid: u32) -> Result<(), HostError> {
         let root = self.root();
-        let private = [self.log_directory()];
         let seen = ["", "code", "ro", "rw", "logs", "mnt"].map(|name| root.join(name));
-        let own = ["state", "state/exits"].map(|name| root.join(name));
-        for (mode, paths) in [(0o700, &private[..]), (0o755, &seen[..]), (0o700, &own[..])] {
+        for (mode, paths) in [(0o700, &[self.log_directory()][..]), (0o755, &seen[..])] {
             for path in paths {
                 let step = || format!("make {}", path.display());
                 fs::DirBuilder::new().recursive(true).mode(mode).create(path).step(step)?;
             }
         }
-        for path in own {
-            chown(&path, Some(uid), Some(uid)).step(|| format!("hand over {}", path.display()))?;
-        }
+        let step = || format!("hand {} over", root.join("state").display());
+        let root = open_directory(CWD, &root, ResolveFlags::NO_MAGICLINKS).step(step)?;
+        let state = own_directory(root.as_fd(), "state", uid).step(step)?;
+        own_directory(state.as_fd(), "exits", uid).step(step)?;
         Ok(())
     }
+}
+
+/// A directory of the domain's user in `at`, whatever was there before.
+fn own_directory(at: BorrowedFd<'_>, name: &str, uid: u32) -> rustix::io::Result<OwnedFd> {
+    let own = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let directory = match open_directory(at, name, own) {
+        Ok(directory) => directory,
+        Err(error) => {
+            if error != rustix::io::Errno::NOENT {
+                rustix::fs::unlinkat(at, name, AtFlags::empty())?;
+            }
+            rustix::fs::mkdirat(at, name, Mode::from(0o700))?;
+            open_directory(at, name, own)?
+        }
+    };
+    let (user, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(uid));
+    rustix::fs::fchown(&directory, Some(user), Some(group))?;
+    Ok(directory)
 }
 
 /// Deletes a directory and all that is in it, whatever a hostile owner made of it: no link is followed, no mount is entered, and no
@@ -124,7 +144,7 @@ pub(crate) fn delete(directory: &Path) -> Result<(), HostError> {
     let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Err(HostError::Invalid(format!("{} is not deleted", directory.display())));
     };
-    let parent = match open_directory(rustix::fs::CWD, parent, ResolveFlags::NO_MAGICLINKS) {
+    let parent = match open_directory(CWD, parent, ResolveFlags::NO_MAGICLINKS) {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.step(step)?,
     };
@@ -268,6 +288,27 @@ mod tests {
         delete(&victim).expect_err("it is a link");
 
         assert!(canary.join("file").exists());
+    }
+
+    #[test]
+    fn a_link_that_a_predecessor_left_in_place_of_its_directory_is_replaced_and_not_followed() {
+        use std::os::unix::fs::MetadataExt;
+        let data = tempfile::tempdir().expect("a directory");
+        let own = fs::metadata(data.path()).expect("there").uid();
+        let canary = data.path().join("canary");
+        fs::create_dir(&canary).expect("made");
+        let before = fs::metadata(&canary).expect("there").ctime_nsec();
+        let tree = Tree::new(data.path(), "d");
+        tree.make(own).expect("made");
+        let exits = tree.root().join("state/exits");
+        fs::remove_dir(&exits).expect("removed");
+        std::os::unix::fs::symlink(&canary, &exits).expect("linked");
+
+        tree.make(own).expect("made again");
+
+        assert!(fs::symlink_metadata(&exits).expect("there").is_dir());
+        let after = fs::metadata(&canary).expect("there").ctime_nsec();
+        assert_eq!(after, before, "the canary was not handed over");
     }
 
     #[test]

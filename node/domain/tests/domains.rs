@@ -85,10 +85,17 @@ fn a_runner_can_neither_start_trace_mount_nor_reach_what_is_not_its_own() {
         let secret = neighbour.root().join("rw/secret");
         attempts(&attacker, &format!("read:{}", secret.display())).expect_errno(&no_such);
         attempts(&attacker, "list:/../../neighbour").expect_errno(&no_such);
-        for what in ["write:/x", "write:/ro/x", "write:/code/x", "write:/logs/x", "write:/mnt/x"] {
+        for what in [
+            "write:/x",
+            "write:/rw/x",
+            "write:/ro/x",
+            "write:/code/x",
+            "write:/logs/x",
+            "write:/mnt/x",
+        ] {
             attempts(&attacker, what).expect_errno(&[libc::EPERM, libc::EACCES, libc::EROFS]);
         }
-        for what in ["write:/rw/x", "write:/state/exits/x", "read:/rw/x", "list:/"] {
+        for what in ["write:/state/exits/x", "read:/state/exits/x", "list:/", "list:/rw"] {
             attempts(&attacker, what).expect_allowed();
         }
     });
@@ -321,11 +328,12 @@ fn a_runner_outlives_its_agent_and_the_next_agent_takes_it_over() {
 }
 
 #[test]
-fn a_runner_that_died_is_noticed_and_not_adopted() {
+fn a_runner_that_died_is_noticed_and_its_successor_inherits_user_and_files() {
     Bench::run("died", async |bench| {
         let host = bench.enter();
-        let domain = bench.start(&host, "a").await;
+        let domain = bench.start_attacker(&host, "a").await;
         let id = domain.id().clone();
+        attempts(&domain, "write:/state/exits/record").expect_allowed();
 
         rustix::process::pidfd_send_signal(domain.pidfd(), rustix::process::Signal::KILL)
             .expect("killed");
@@ -333,8 +341,26 @@ fn a_runner_that_died_is_noticed_and_not_adopted() {
 
         assert!(matches!(host.adopt_domain(&id).await.expect("looked for"), Adopted::Dead));
         assert_eq!(host.existing_domains().expect("listed"), std::slice::from_ref(&id));
-        let again = host.start_domain(bench.spec("a", &[])).await.expect("started anew");
-        assert_ne!(again.uid(), domain.uid(), "a user comes back as late as possible");
+        let successor = bench.start_attacker(&host, "a").await;
+        assert_ne!(successor.pid(), domain.pid());
+        assert_eq!(successor.uid(), domain.uid());
+        attempts(&successor, "read:/state/exits/record").expect_allowed();
+        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        successor.add_address(address.into()).await.expect("added");
+        assert!(reached(address));
+    });
+}
+
+#[test]
+fn a_removed_domains_user_comes_back_as_late_as_possible() {
+    Bench::run("users", async |bench| {
+        let host = bench.enter();
+        let first = bench.start(&host, "a").await;
+
+        host.remove_domain(first.id()).await.expect("removed");
+        let second = bench.start(&host, "a").await;
+
+        assert_ne!(second.uid(), first.uid());
     });
 }
 
@@ -450,4 +476,95 @@ fn a_program_that_is_no_runner_is_reported_with_its_last_words() {
         assert!(error.to_string().contains("I am no runner"), "{error}");
         assert_eq!(bench.traces(&host), before, "nothing is left of the attempt");
     });
+}
+
+#[test]
+fn the_block_of_a_deleted_data_directory_is_free_again() {
+    Bench::run("orphan", async |bench| {
+        let file = Path::new("/run/copepod/blocks");
+        let host = bench.enter();
+        let block = host.pod_cidr();
+        let owner = file.join(block.to_string().replace('/', "-"));
+        let text = fs::read_to_string(&owner).expect("the owner is written down");
+        // As if the directory had been deleted: it is looked for under another name.
+        fs::write(&owner, text.replace("/data\"", "/gone\"")).expect("written");
+
+        Bench::run("orphan-heir", async |heir| {
+            let mut config = heir.config();
+            config.pod_cidr = Some(block);
+            let heir = copepod_domain::Host::enter(config).expect("the block is free");
+            assert_eq!(heir.pod_cidr(), block);
+            heir.reset().await.expect("undone");
+        });
+    });
+}
+
+#[test]
+fn with_nft_pods_reach_the_world_under_the_nodes_address() {
+    let nft = copepod_domain::nft::Nft::find(None);
+    assert!(nft.is_some(), "this test needs nft: {}", copepod_domain::nft::REMEDY);
+    Bench::run("egress", async |bench| {
+        let world = World::make();
+        let host = bench.enter();
+        let domain = bench.start_attacker(&host, "a").await;
+        let base = host.pod_cidr().base().to_bits();
+        let own = Ipv4Addr::from(base + 21);
+        domain.add_address(own.into()).await.expect("added");
+
+        let seen = world.peer_of(|target| {
+            attempts(&domain, &format!("spoof-connect:{own}>{target}")).expect_allowed();
+        });
+
+        assert_eq!(seen, IpAddr::from(World::NODE));
+    });
+}
+
+/// A network beyond the node: a namespace with one link to this one, gone with the test.
+struct World {
+    name: String,
+}
+
+impl World {
+    const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+    const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+    fn make() -> Self {
+        let world = Self { name: format!("cpworld{}", std::process::id()) };
+        let name = &world.name;
+        for command in [
+            format!("netns add {name}"),
+            format!("link add {name} type veth peer name up netns {name}"),
+            format!("addr add {}/24 dev {name}", Self::NODE),
+            format!("link set dev {name} up"),
+            format!("-n {name} addr add {}/24 dev up", Self::HOST),
+            format!("-n {name} link set dev up up"),
+        ] {
+            let status = std::process::Command::new("ip").args(command.split(' ')).status();
+            assert!(status.expect("these tests need iproute2's ip").success(), "ip {command}");
+        }
+        // The node's way into the world is the link of its default route; this is another one.
+        fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1").expect("written");
+        world
+    }
+
+    /// Who connects to a listener in the world, as it sees them.
+    fn peer_of(&self, connect: impl FnOnce(SocketAddr)) -> IpAddr {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.name)).expect("opened");
+        let listener = std::thread::spawn(move || {
+            use std::os::fd::AsFd;
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("entered");
+            std::net::TcpListener::bind((World::HOST, 0)).expect("bound")
+        });
+        let listener = listener.join().expect("bound");
+        connect(listener.local_addr().expect("bound"));
+        listener.accept().expect("connected").1.ip()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).status();
+        let _ = std::process::Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
 }

@@ -16,8 +16,8 @@ use std::os::unix::net::UnixListener;
 use copepod_shim::protocol::layout;
 use copepod_shim::stage::{self, Begin, FromRunner, ToRunner};
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags};
@@ -106,9 +106,7 @@ fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
     Ok((Confined { listener: listener.into(), domain: begin.domain }, missing))
 }
 
-fn receive_begin(
-    control: &OwnedFd,
-) -> Result<(Begin, OwnedFd, OwnedFd, OwnedFd), ConfineError> {
+fn receive_begin(control: &OwnedFd) -> Result<(Begin, OwnedFd, OwnedFd, OwnedFd), ConfineError> {
     const STEP: &str = "learn from the agent what to become";
     let (message, descriptors) = stage::receive::<ToRunner>(control).step(STEP)?;
     let ToRunner::Begin(begin) = message else {
@@ -191,7 +189,7 @@ fn landlock() -> Result<Option<String>, ConfineError> {
         | AccessFs::MakeReg
         | AccessFs::MakeSym
         | AccessFs::Refer;
-    let restrict = || -> Result<RulesetStatus, Box<dyn std::error::Error + Send + Sync>> {
+    let restrict = || -> Result<RestrictionStatus, Box<dyn std::error::Error + Send + Sync>> {
         let mut rules = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V10))?
@@ -201,11 +199,15 @@ fn landlock() -> Result<Option<String>, ConfineError> {
         for path in [layout::RW, layout::LOGS, layout::MNT, "/state"] {
             rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, write))?;
         }
-        Ok(rules.restrict_self()?.ruleset)
+        Ok(rules.restrict_self()?)
     };
-    match restrict().map_err(io::Error::other).step(STEP)? {
-        RulesetStatus::FullyEnforced => Ok(None),
-        RulesetStatus::PartiallyEnforced => Ok(Some("Landlock: only in part".into())),
-        RulesetStatus::NotEnforced => Ok(Some("Landlock".into())),
+    let status = restrict().map_err(io::Error::other).step(STEP)?;
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, _) => Ok(Some("Landlock".into())),
+        // What came after version 6 refines what other fences hold as well.
+        (_, LandlockStatus::Available { effective_abi, .. }) if effective_abi < ABI::V6 => {
+            Ok(Some("the fence around signals and abstract sockets (Landlock version 6)".into()))
+        }
+        _ => Ok(None),
     }
 }

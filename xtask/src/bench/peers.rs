@@ -138,7 +138,8 @@ pub(crate) fn bundle(cache: &Cache, folder: &Path) -> Result<PathBuf> {
 pub(crate) struct Containerd {
     ctr: PathBuf,
     socket: PathBuf,
-    pub(crate) daemon: Running,
+    /// Ends with this.
+    _daemon: Running,
 }
 
 /// The image's name.
@@ -169,7 +170,7 @@ impl Containerd {
         let daemon = Running::start(
             Command::new(&containerd).arg("--config").arg(&config).env("PATH", path.join(":")),
         )?;
-        let this = Self { ctr, socket, daemon };
+        let this = Self { ctr, socket, _daemon: daemon };
         let begin = Instant::now();
         while output(this.ctr().arg("version").stderr(Stdio::null())).is_err() {
             if begin.elapsed() > Duration::from_secs(30) {

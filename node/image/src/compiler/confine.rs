@@ -15,7 +15,8 @@ use rustix::process::{
     DumpableBehavior, Gid, Resource, Rlimit, Uid, setpriority_process, setrlimit,
 };
 use rustix::thread::{
-    UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -60,6 +61,13 @@ pub(super) fn enter(limits: &Limits) -> Result<(), String> {
         // SAFETY: as above.
         let _ =
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) };
+        // A new user namespace comes with every capability in it.
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).map_err(told("drop capabilities"))?;
     }
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(told("forbid being traced"))?;

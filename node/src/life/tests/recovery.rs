@@ -145,3 +145,31 @@ fn a_hook_without_an_answer_is_run_again() {
 
     assert_eq!(bench.plan(), [""; 0], "an answered one is not");
 }
+
+#[test]
+fn a_stop_that_was_told_is_told_again_also_where_the_pods_end_puts_others_first() {
+    let hook = json!({"postStart": {"exec": {"command": ["x"]}}});
+    let mut bench = Bench::new(json!({
+        "initContainers": [
+            {"name": "first", "restartPolicy": "Always"},
+            {"name": "side", "restartPolicy": "Always", "lifecycle": hook}
+        ],
+        "containers": [{"name": "c"}]
+    }));
+    bench.set_up();
+    bench.run("first");
+    bench.run("side");
+    assert_eq!(bench.plan(), ["hook side PostStart"]);
+    bench.hooked("side", HookKind::PostStart, Err("no".to_owned()));
+    assert_eq!(bench.plan_with_deadlines(), ["stop side in 30"]);
+    bench.exited("first", 0, 1);
+    bench.run("first");
+    bench.delete(60);
+    assert_eq!(bench.plan(), [""; 0]);
+
+    bench.restart_agent();
+    bench.started("side", 0);
+    bench.started("first", 1);
+
+    assert_eq!(bench.plan_with_deadlines(), ["stop side in 30"]);
+}

@@ -144,7 +144,7 @@ impl World {
             return;
         }
         let action = self.pending.remove(usize::from(which) % self.pending.len());
-        let bad = how % 4 == 0;
+        let bad = how.is_multiple_of(4);
         let event = match action {
             Action::SetUp if bad => PodEvent::SetUpFailed {
                 reason: "FailedCreatePodSandBox".to_owned(),
@@ -264,11 +264,10 @@ impl World {
             }
             match action {
                 Action::Start { container, attempt } => self.start(&container, attempt),
-                Action::Stop { container, attempt, .. } => {
-                    if self.running.get(&*container).is_some_and(|(running, _)| *running == attempt)
-                    {
-                        self.exit(&container, 143);
-                    }
+                Action::Stop { container, attempt, .. }
+                    if self.running.get(&*container).is_some_and(|(it, _)| *it == attempt) =>
+                {
+                    self.exit(&container, 143);
                 }
                 _ => {}
             }

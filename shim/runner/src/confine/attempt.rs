@@ -63,10 +63,9 @@ fn run(what: &str) -> io::Result<()> {
         "fork" => raw(libc::SYS_clone, [libc::SIGCHLD.unsigned_abs() as usize, 0, 0, 0, 0]),
         "ptrace" => raw(libc::SYS_ptrace, [libc::PTRACE_SEIZE as usize, 1, 0, 0, 0]),
         "kill" => raw(libc::SYS_kill, [1, 0, 0, 0, 0]),
-        "mount" => raw(
-            libc::SYS_mount,
-            [0, c"/rw".as_ptr() as usize, c"tmpfs".as_ptr() as usize, 0, 0],
-        ),
+        "mount" => {
+            raw(libc::SYS_mount, [0, c"/rw".as_ptr() as usize, c"tmpfs".as_ptr() as usize, 0, 0])
+        }
         "chroot" => raw(libc::SYS_chroot, [c"/rw".as_ptr() as usize, 0, 0, 0, 0]),
         "unshare" => {
             raw(libc::SYS_unshare, [libc::CLONE_NEWUSER.unsigned_abs() as usize, 0, 0, 0, 0])
@@ -90,11 +89,7 @@ fn run(what: &str) -> io::Result<()> {
         "spoof-connect" => {
             let (source, target) = source_and_target(argument)?;
             let socket = from((source, 0).into(), SocketType::STREAM)?;
-            sockopt::set_socket_timeout(
-                &socket,
-                sockopt::Timeout::Send,
-                Some(CONNECT_TIMEOUT),
-            )?;
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(CONNECT_TIMEOUT))?;
             Ok(rustix::net::connect(&socket, &target)?)
         }
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "no such attempt")),
@@ -111,8 +106,7 @@ fn socket(family: AddressFamily, kind: SocketType) -> io::Result<()> {
 
 /// A socket bound to any address at all, its own or not: `IP_FREEBIND` asks for no privilege.
 fn from(source: SocketAddr, kind: SocketType) -> io::Result<std::os::fd::OwnedFd> {
-    let family =
-        if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket(family, kind, None)?;
     if source.is_ipv4() {
         sockopt::set_ip_freebind(&socket, true)?;

@@ -164,6 +164,9 @@ const OLDER: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[libc::SYS_accept];
 
+/// Asks for one's own auxiliary vector; `libc` has the number for Android only.
+const PR_GET_AUXV: i32 = 0x4155_5856;
+
 /// Installs both filters, for every thread to come.
 pub(super) fn install() -> io::Result<()> {
     let (unknown, allowed) = programs(std::process::id()).map_err(io::Error::other)?;
@@ -234,14 +237,12 @@ fn judged_by_argument(
     rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![is(0, pid)?])?]);
 
     // Reading one's own limits, not setting any.
-    let read_own = SeccompRule::new(vec![
-        is(0, 0)?,
-        SeccompCondition::new(2, Len::Qword, Op::Eq, 0)?,
-    ])?;
+    let read_own =
+        SeccompRule::new(vec![is(0, 0)?, SeccompCondition::new(2, Len::Qword, Op::Eq, 0)?])?;
     rules.insert(libc::SYS_prlimit64, vec![read_own]);
 
-    // Names of threads and of memory regions.
-    let names = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+    // Names of threads and of memory regions; what the CPU can do, as the kernel told this process at its start.
+    let names = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, PR_GET_AUXV];
     let names: Result<Vec<_>, _> =
         names.iter().map(|&name| SeccompRule::new(vec![is(0, name)?])).collect();
     rules.insert(libc::SYS_prctl, names?);

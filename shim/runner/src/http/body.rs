@@ -130,16 +130,16 @@ impl<G: Guests> Live<G> {
         Self { shared, head_start, body, guest: Guest::AtWork(run), owed: declared, ended: false }
     }
 
-    /// Lets the guest go on to its end, and forgets what it writes.
+    /// Lets the guest go on to its end, within the time that a response may take, and forgets what it writes.
     pub(crate) async fn discard(mut self: Box<Self>) {
-        loop {
-            let next = std::future::poll_fn(|context| self.poll_next(context)).await;
-            if !matches!(next, Some(Ok(_))) {
-                break;
-            }
-        }
-        if let Guest::AtWork(run) = std::mem::replace(&mut self.guest, Guest::settled()) {
-            run.await.settle(true);
+        let limit = self.shared.settings.timeout;
+        let read = async {
+            while let Some(Ok(_)) = std::future::poll_fn(|context| self.poll_next(context)).await {}
+        };
+        if tokio::time::timeout(limit, read).await.is_ok()
+            && let Guest::AtWork(run) = std::mem::replace(&mut self.guest, Guest::settled())
+        {
+            go_on(&self.shared, run).await;
         }
     }
 
@@ -217,6 +217,18 @@ impl<G: Guests> Live<G> {
     }
 }
 
+/// Lets a guest work after its response, for as long as a response may take.
+async fn go_on<G: Guests>(shared: &Shared<G>, run: Run<G>) {
+    let limit = shared.settings.timeout;
+    match tokio::time::timeout(limit, run).await {
+        Ok(finished) => finished.settle(true),
+        Err(_) => shared.guests.tell(&format!(
+            "work after the response took more than {} ms: the instance was ended",
+            limit.as_millis()
+        )),
+    }
+}
+
 impl<G: Guests> Guest<G> {
     fn settled() -> Self {
         Self::Settled { failed: false }
@@ -229,7 +241,8 @@ impl<G: Guests> Drop for Live<G> {
         match std::mem::replace(&mut self.guest, Guest::settled()) {
             // The client has all it was promised: what the guest does after its response may go on.
             Guest::AtWork(run) if complete && tokio::runtime::Handle::try_current().is_ok() => {
-                self.shared.spawn(async move { run.await.settle(true) });
+                let shared = self.shared.clone();
+                self.shared.spawn(async move { go_on(&shared, run).await });
             }
             // The client is gone, and so is the guest (or the runner is ending).
             Guest::AtWork(run) => drop(run),

@@ -597,6 +597,20 @@ async fn a_guest_may_go_on_after_its_response_and_draining_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_that_goes_on_for_ever_after_its_response_is_ended() {
+    let (serving, seen) = serving(SETTINGS, async |_, head: oneshot::Sender<Head>| {
+        let _ = head.send(whole("early"));
+        std::future::pending().await
+    });
+    assert_eq!(get(&serving, "/").await.text(), "early");
+
+    tokio::time::sleep(Duration::from_millis(2 * SETTINGS.timeout_ms)).await;
+
+    assert_eq!((seen.alive(), serving.in_work()), (0, 0));
+    assert!(seen.told("work after the response"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_head_request_lets_its_guest_come_to_the_end() {
     let ended = Arc::new(AtomicU32::new(0));
     let counted = ended.clone();
