@@ -13,6 +13,7 @@ use copepod_agent::api::{
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::client::{Client, ClientError};
@@ -112,7 +113,10 @@ struct Run {
     logs: HashSet<(usize, String)>,
     open_logs: usize,
     heard: mpsc::Sender<Heard>,
+    watching: AbortHandle,
     aim: Aim,
+    /// The pods are gone, as was asked.
+    is_stopped: bool,
     is_told_everything: bool,
 }
 
@@ -133,7 +137,9 @@ pub(crate) async fn follow(out: Out, client: Client, pods: Vec<Followed>, verbos
         logs: HashSet::new(),
         open_logs: 0,
         heard,
+        watching: watching.abort_handle(),
         aim,
+        is_stopped: false,
         is_told_everything: verbose > 0,
     };
     let mut signals = match Signals::listen() {
@@ -151,13 +157,17 @@ pub(crate) async fn follow(out: Out, client: Client, pods: Vec<Followed>, verbos
         if let Some(Some(code)) = next {
             break code;
         }
+        if let (Aim::Stop(code), true) = (run.aim, run.is_stopped) {
+            run.drain(&mut hearing).await;
+            break code;
+        }
         if run.is_finished() {
             // Their logs are read to the end before they are forgotten.
             run.drain(&mut hearing).await;
             break run.forget().await;
         }
     };
-    watching.abort();
+    run.watching.abort();
     code
 }
 
@@ -179,10 +189,13 @@ impl Run {
                 self.open_logs -= 1;
                 None
             }
-            Heard::Stopped(Ok(())) => match self.aim {
-                Aim::Stop(code) => Some(code),
-                Aim::Finish => None,
-            },
+            Heard::Stopped(Ok(())) => {
+                self.is_stopped = true;
+                for pod in &self.pods {
+                    pod.over.send_replace(true);
+                }
+                None
+            }
             Heard::Stopped(Err(error)) | Heard::Lost(error) => {
                 self.out.error(&error.to_string());
                 Some(match self.aim {
@@ -354,6 +367,8 @@ impl Run {
         if self.aim == Aim::Finish {
             self.aim = Aim::Stop(code);
         }
+        // What becomes of the pods is no news any more; and an agent that is watched does not leave.
+        self.watching.abort();
         let pods = self.pods.iter().map(|pod| pod.name.clone()).collect();
         let stop = StopPods { pods, all: false, grace };
         let (client, heard) = (self.client.clone(), self.heard.clone());
@@ -382,6 +397,7 @@ impl Run {
 
     /// Forgets the pods, which are over, and says how they ended.
     async fn forget(&mut self) -> u8 {
+        self.watching.abort();
         let here = self.pods.iter().filter(|pod| pod.end != Some(Outcome::Stopped));
         let pods: Vec<_> = here.map(|pod| pod.name.clone()).collect();
         if !pods.is_empty() {

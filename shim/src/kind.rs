@@ -31,7 +31,9 @@ pub struct Inspection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NotRunnable {
     /// It starts with the bytes of an ELF program.
-    #[error("this is a Linux program (ELF), not WebAssembly: compile it for wasm32-wasip2 or wasm32-wasip1")]
+    #[error(
+        "this is a Linux program (ELF), not WebAssembly: compile it for wasm32-wasip2 or wasm32-wasip1"
+    )]
     Elf,
     /// It does not start with `\0asm`.
     #[error("this is not WebAssembly: its first bytes are {0}, where a wasm file has 00 61 73 6d")]
@@ -55,7 +57,9 @@ pub enum NotRunnable {
     )]
     NoEntryComponent(String),
     /// A component for WASI 0.3's handler only.
-    #[error("this component exports wasi:http/handler of WASI 0.3, which is not supported yet: build it for WASI 0.2 (wasi:http/incoming-handler)")]
+    #[error(
+        "this component exports wasi:http/handler of WASI 0.3, which is not supported yet: build it for WASI 0.2 (wasi:http/incoming-handler)"
+    )]
     Preview3Handler,
     /// A module without `_start`.
     #[error(
@@ -63,7 +67,9 @@ pub enum NotRunnable {
     )]
     NoEntryModule(String),
     /// A module that needs what only threads or fork give.
-    #[error("this module imports {0} (WASIX), which needs threads and fork: build it for plain wasm32-wasip1")]
+    #[error(
+        "this module imports {0} (WASIX), which needs threads and fork: build it for plain wasm32-wasip1"
+    )]
     Wasix(String),
     /// It has more imports or exports than any real program.
     #[error("this file has more than {MAX_NAMES} imports and exports")]
@@ -80,13 +86,15 @@ pub const MAX_NAMES: usize = 10_000;
 pub fn inspect(wasm: &[u8]) -> Result<Inspection, NotRunnable> {
     if wasm.starts_with(b"\x7fELF") {
         // wasmtime's compiled code is an ELF file of its own machine type's own, with a section that says so.
-        return Err(if contains(&wasm[..wasm.len().min(4096)], b".wasmtime")
-            || contains(&wasm[wasm.len().saturating_sub(4096)..], b".wasmtime")
-        {
-            NotRunnable::Precompiled
-        } else {
-            NotRunnable::Elf
-        });
+        return Err(
+            if contains(&wasm[..wasm.len().min(4096)], b".wasmtime")
+                || contains(&wasm[wasm.len().saturating_sub(4096)..], b".wasmtime")
+            {
+                NotRunnable::Precompiled
+            } else {
+                NotRunnable::Elf
+            },
+        );
     }
     if !wasm.starts_with(b"\0asm") {
         let first: Vec<String> = wasm.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
@@ -133,7 +141,9 @@ impl Names {
                         let import = import.map_err(damaged)?;
                         let name = format!("{}.{}", import.module, import.name);
                         names.imports.push(match import.ty {
-                            TypeRef::Memory(memory) if memory.shared => format!("{name} (shared memory)"),
+                            TypeRef::Memory(memory) if memory.shared => {
+                                format!("{name} (shared memory)")
+                            }
                             _ => name,
                         });
                         names.check_count()?;
@@ -142,7 +152,8 @@ impl Names {
                 Payload::ExportSection(exports) if depth == 0 => {
                     for export in exports {
                         let export = export.map_err(damaged)?;
-                        names.has_start |= export.name == "_start" && export.kind == ExternalKind::Func;
+                        names.has_start |=
+                            export.name == "_start" && export.kind == ExternalKind::Func;
                         names.exports.push(export.name.to_owned());
                         names.check_count()?;
                     }
@@ -235,7 +246,8 @@ mod tests {
         let http = wasm(
             r#"(component (component $c (instance (export "wasi:cli/run@0.2.3"))) (instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i)))"#,
         );
-        let command = wasm(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#);
+        let command =
+            wasm(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#);
         let neither = wasm(r#"(component (instance $i) (export "my:lib/api" (instance $i)))"#);
 
         assert_eq!(inspect(&http).map(|it| it.kind), Ok(Kind::HttpComponent));

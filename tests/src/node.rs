@@ -6,9 +6,10 @@
 // A failed test tells what its node was about.
 #![allow(clippy::print_stderr)]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -16,6 +17,10 @@ use crate::built::Built;
 use crate::host::{self, Mark};
 use crate::manifest;
 use crate::wait::{until, until_it_is};
+
+/// How often an agent that should go is looked for, and the time between: 10 s, where it lingers for two.
+const LEAVING: usize = 250;
+const PAUSE: Duration = Duration::from_millis(40);
 
 /// A private data directory and what runs in it.
 pub struct Node {
@@ -198,11 +203,6 @@ impl Node {
         SocketAddr::new(ip, port)
     }
 
-    /// The address of any pod.
-    fn any_address(&self) -> Option<Ipv4Addr> {
-        self.pods().iter().find_map(|pod| pod["status"]["podIP"].as_str()?.parse().ok())
-    }
-
     /// What a container logged.
     pub fn logs(&self, pod: &str, container: &str) -> String {
         self.ok(&["logs", pod, "--container", container])
@@ -232,15 +232,15 @@ impl Node {
 
     /// Stops all pods, waits for the agent to leave, and tells what it left behind.
     pub fn stop_all(&self) -> Vec<String> {
-        let mark = Mark { pod_ip: self.any_address(), ..self.mark() };
+        let mark = self.mark();
         self.ok(&["stop", "--all", "--grace", "1"]);
         let mut left = Vec::new();
-        for _ in 0..250 {
+        for _ in 0..LEAVING {
             left = host::leftovers(&mark);
             if left.is_empty() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(40));
+            std::thread::sleep(PAUSE);
         }
         left
     }
@@ -268,6 +268,13 @@ impl Drop for Node {
         }
         if self.agent().is_some() {
             let _ = self.copepod(&["stop", "--all", "--grace", "0"]).output();
+            // It removes what it made, and goes.
+            for _ in 0..LEAVING {
+                if self.agent().is_none() {
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
         }
         host::sweep(&mark);
     }

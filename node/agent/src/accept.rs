@@ -106,8 +106,9 @@ impl Owner {
         }
         let config_maps = of_namespace(config_maps, |it| &it.metadata, &namespace);
         let secrets = of_namespace(secrets, |it| &it.metadata, &namespace);
-        self.check_references(&pod, &config_maps, &secrets)
-            .map_err(|wrong| wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>())?;
+        self.check_references(&pod, &config_maps, &secrets).map_err(|wrong| {
+            wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>()
+        })?;
         let mut listeners = Vec::new();
         let mut published = Vec::new();
         for one in &publish {
@@ -125,8 +126,7 @@ impl Owner {
         })?;
         let isolated = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref())
             == Some("copepod-pod");
-        let domain =
-            if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
+        let domain = if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
         let stored = Stored {
             pod,
             config_maps,
@@ -171,8 +171,7 @@ impl Owner {
             memory += asked(container, "memory", Amount::ceil);
             cpu += asked(container, "cpu", Amount::ceil_millis);
         }
-        let (has_memory, has_cpu) =
-            (node.memory, node.facts.allocatable.cpu.ceil_millis());
+        let (has_memory, has_cpu) = (node.memory, node.facts.allocatable.cpu.ceil_millis());
         if memory > has_memory {
             wrong.push(format!(
                 "resources.requests[memory]: {memory} bytes are asked for, and this machine has {has_memory} for pods"

@@ -47,12 +47,13 @@ where
         let stream = dial().await.map_err(|error| {
             format!("Get \"http://{}:{}{}\": dial tcp: {error}", get.host, get.port, get.path)
         })?;
-        let (status, location, body) = one(&get, stream)
-            .await
-            .map_err(|error| format!("Get \"http://{}:{}{}\": {error}", get.host, get.port, get.path))?;
+        let (status, location, body) = one(&get, stream).await.map_err(|error| {
+            format!("Get \"http://{}:{}{}\": {error}", get.host, get.port, get.path)
+        })?;
         match (status, location) {
             (300..=399, Some(location)) => {
-                let target: Uri = location.parse().map_err(|_| format!("a redirect to {location:?}"))?;
+                let target: Uri =
+                    location.parse().map_err(|_| format!("a redirect to {location:?}"))?;
                 let elsewhere = target.host().is_some_and(|host| host != get.host)
                     || target.port_u16().is_some_and(|port| port != get.port);
                 if elsewhere {
@@ -159,8 +160,12 @@ mod tests {
         ];
         assert_eq!(probe(same).await, Err("HTTP probe failed with statuscode: 404".into()));
 
-        let away = &["HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n"];
-        assert!(matches!(probe(away).await, Ok(Some(note)) if note.contains("terminated redirects")));
+        let away = &[
+            "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n",
+        ];
+        assert!(
+            matches!(probe(away).await, Ok(Some(note)) if note.contains("terminated redirects"))
+        );
     }
 
     #[tokio::test]

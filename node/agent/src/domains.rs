@@ -206,7 +206,6 @@ async fn list(id: &str, live: &Live) -> Result<Vec<PodReport>, DomainError> {
     }
 }
 
-
 fn domain_id(id: &str) -> Result<DomainId, HostError> {
     DomainId::try_from(id.to_owned()).map_err(HostError::Invalid)
 }

@@ -34,11 +34,7 @@ impl Performer {
     }
 }
 
-async fn follow(
-    world: &World,
-    logs: LogsOf,
-    replies: &mpsc::Sender<Reply>,
-) -> Result<(), String> {
+async fn follow(world: &World, logs: LogsOf, replies: &mpsc::Sender<Reply>) -> Result<(), String> {
     let name = logs.container.clone().or_else(|| world.only_container()).ok_or_else(|| {
         format!(
             "pod {:?} has several containers: choose one of {} by -c",
@@ -54,7 +50,8 @@ async fn follow(
         ));
     }
     let folder = world.logs.join(&name);
-    let failed = |error: io::Error| format!("the log of container {name:?} cannot be read: {error}");
+    let failed =
+        |error: io::Error| format!("the log of container {name:?} cannot be read: {error}");
     // A container that has not written yet has no log: that is an empty one.
     let mut reader = loop {
         let attempts = attempts(&folder).map_err(failed)?;

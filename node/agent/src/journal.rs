@@ -171,7 +171,8 @@ fn record(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let (head, rest) = bytes.split_at_checked(8)?;
     let length = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
     let body = rest.get(..length).filter(|_| (1..=MAX_RECORD).contains(&length))?;
-    (crc32fast::hash(body) == u32::from_le_bytes(head[4..].try_into().ok()?)).then_some((body, 8 + length))
+    (crc32fast::hash(body) == u32::from_le_bytes(head[4..].try_into().ok()?))
+        .then_some((body, 8 + length))
 }
 
 #[cfg(test)]

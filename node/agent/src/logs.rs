@@ -45,7 +45,11 @@ struct Open {
 
 impl LogReader {
     /// Begins at the first line of `attempt`, or after `after` where that is a later place.
-    pub(crate) fn open(folder: &Path, attempt: u32, after: Option<LogPosition>) -> io::Result<Self> {
+    pub(crate) fn open(
+        folder: &Path,
+        attempt: u32,
+        after: Option<LogPosition>,
+    ) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let folder = rustix::fs::openat(CWD, folder, flags, Mode::empty())?;
         let after = after.filter(|after| after.attempt >= attempt);
@@ -168,7 +172,8 @@ impl LogReader {
     fn file(&self, name: &str) -> io::Result<File> {
         // NONBLOCK: a FIFO in the place of a log must not hold the agent up.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let file = rustix::fs::openat2(&self.folder, name, flags, Mode::empty(), resolve)?;
         let file = File::from(file);
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
@@ -192,7 +197,12 @@ impl LogReader {
                 let stat =
                     rustix::fs::statat(&self.folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
                 if let Ok(stat) = stat {
-                    found.push((name == current, stat.st_mtime, stat.st_mtime_nsec, name.to_owned()));
+                    found.push((
+                        name == current,
+                        stat.st_mtime,
+                        stat.st_mtime_nsec,
+                        name.to_owned(),
+                    ));
                 }
             }
         }
@@ -268,7 +278,8 @@ mod tests {
         assert_eq!(texts(&mut reader), ["one", "two"]);
 
         std::fs::rename(at("0.log"), at("0.log.2")).expect("rotated");
-        std::fs::write(at("0.log"), line(3, "three") + "2026-11-22T20:00:04Z std").expect("written");
+        std::fs::write(at("0.log"), line(3, "three") + "2026-11-22T20:00:04Z std")
+            .expect("written");
 
         assert_eq!(texts(&mut reader), ["three"]);
     }
@@ -291,7 +302,8 @@ mod tests {
     #[test]
     fn the_last_lines_are_the_last_over_all_files() {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("0.log.1"), line(1, "a") + &line(2, "b")).expect("written");
+        std::fs::write(folder.path().join("0.log.1"), line(1, "a") + &line(2, "b"))
+            .expect("written");
         std::fs::write(folder.path().join("0.log"), line(3, "c")).expect("written");
 
         let mut reader = LogReader::open(folder.path(), 0, None).expect("opened");

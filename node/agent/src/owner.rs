@@ -125,6 +125,8 @@ impl Owner {
                 touched.insert(uid);
             }
             self.plan(touched)?;
+            self.watchers.retain(|watcher| !watcher.replies.is_closed());
+            self.performer.collect_if_due(self.pods.values().map(|entry| &entry.world));
             for uid in self.behind.clone() {
                 self.tell(&uid);
             }
@@ -139,7 +141,7 @@ impl Owner {
     }
 
     fn is_idle(&self) -> bool {
-        self.pods.values().all(|entry| entry.life.is_over()) && self.watchers.is_empty()
+        self.pods.values().all(|entry| entry.life.is_over())
     }
 
     fn take(&mut self, wake: Wake, touched: &mut BTreeSet<String>) {
@@ -274,7 +276,11 @@ impl Owner {
             }
             let planned = entry.life.plan(now);
             lines.extend(
-                entry.life.take_facts().into_iter().map(|journaled| Line { uid: uid.clone(), journaled }),
+                entry
+                    .life
+                    .take_facts()
+                    .into_iter()
+                    .map(|journaled| Line { uid: uid.clone(), journaled }),
             );
             for event in entry.life.take_events() {
                 entry.record_event(event.warning, event.reason, event.message, now);

@@ -8,16 +8,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use copepod_image::CollectPolicy;
 use copepod_node::ContainerName;
-use copepod_node::life::{
-    Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled,
-};
+use copepod_node::life::{Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled};
 use copepod_node::pull_secrets;
-use copepod_shim::protocol::{
-    Answer, AttemptId, ExecContainer, Failure, Request, StopContainer,
-};
+use copepod_shim::protocol::{Answer, AttemptId, ExecContainer, Failure, Request, StopContainer};
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -32,6 +29,9 @@ use crate::pod::{ReadyImage, World};
 use crate::runner::RequestError;
 use crate::sandbox;
 
+/// As often as a kubelet looks for images to remove.
+const COLLECT_EVERY: Duration = Duration::from_secs(300);
+
 /// What acting needs beside the pod itself.
 pub(crate) struct Performer {
     pub(crate) config: AgentConfig,
@@ -43,6 +43,8 @@ pub(crate) struct Performer {
     pub(crate) clients: Arc<AtomicUsize>,
     /// Exits that may be acknowledged once what was observed of them is on disk.
     pub(crate) exits: Mutex<VecDeque<(String, AttemptId)>>,
+    /// When the image store was last cleaned.
+    pub(crate) collected: Mutex<Instant>,
 }
 
 impl Performer {
@@ -52,11 +54,7 @@ impl Performer {
     }
 
     pub(crate) fn hello(&self) -> Reply {
-        Reply::Agent {
-            version: api::VERSION,
-            build: self.build.clone(),
-            pid: std::process::id(),
-        }
+        Reply::Agent { version: api::VERSION, build: self.build.clone(), pid: std::process::id() }
     }
 
     /// A domain's root directory on the host.
@@ -89,7 +87,9 @@ impl Performer {
                     PodEvent::SetUpFailed { reason: failed.reason.into(), message: failed.message }
                 }
             }),
-            Action::Pull { container, image, policy } => self.pull(world, container, &image, policy).await,
+            Action::Pull { container, image, policy } => {
+                self.pull(world, container, &image, policy).await
+            }
             Action::Start { container, attempt } => self.start(world, container, attempt).await,
             Action::Probe { container, attempt, probe, handler, timeout } => {
                 let result = self.probe(world, &container, attempt, &handler, timeout).await;
@@ -97,7 +97,8 @@ impl Performer {
             }
             Action::Hook { container, attempt, hook, handler, deadline } => {
                 let left = deadline.map(|deadline| {
-                    Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default()
+                    Duration::try_from(deadline.duration_since(Timestamp::now()))
+                        .unwrap_or_default()
                 });
                 let limit = left.unwrap_or(copepod_node::life::LONGEST);
                 let result = match self.probe(world, &container, attempt, &handler, limit).await {
@@ -112,7 +113,11 @@ impl Performer {
             Action::TearDown => {
                 world.cancelled.send_replace(true);
                 if let Err(failed) = sandbox::tear_down(self, world).await {
-                    tracing::error!(uid = world.uid, failed.message, "cannot give back all of a pod");
+                    tracing::error!(
+                        uid = world.uid,
+                        failed.message,
+                        "cannot give back all of a pod"
+                    );
                 }
                 Some(PodEvent::TornDown)
             }
@@ -174,7 +179,7 @@ impl Performer {
             PullPolicy::Never => copepod_image::PullPolicy::Never,
         };
         let credentials = credentials(world);
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let image =
             self.images.resolve(image, policy, &credentials, &progress).await.map_err(|error| {
                 ImageFailed {
@@ -186,7 +191,7 @@ impl Performer {
                 }
             })?;
         let took = started.elapsed();
-        let pulled = image.pulled.then(|| Pulled { took, waited: took, bytes: image.bytes });
+        let pulled = image.pulled.then_some(Pulled { took, waited: took, bytes: image.bytes });
         let code = self.images.code(&image, &progress).await.map_err(|error| ImageFailed {
             reason: "ErrImagePull".to_owned(),
             message: with_causes(&error),
@@ -224,22 +229,36 @@ impl Performer {
             }
         };
         for last in [false, true] {
-            let start = match sandbox::start_request(self, world, container.as_ref(), attempt, &ready)
-                .await
+            let start = match sandbox::start_request(
+                self,
+                world,
+                container.as_ref(),
+                attempt,
+                &ready,
+            )
+            .await
             {
                 Ok(start) => start,
                 Err(error) => return failed(error.reason, error.message, true),
             };
             match self.ask(world, Request::Start(Box::new(start))).await {
                 Ok(Answer::Started { at_us }) => {
-                    let at = Timestamp::from_microsecond(at_us).unwrap_or_else(|_| Timestamp::now());
+                    let at =
+                        Timestamp::from_microsecond(at_us).unwrap_or_else(|_| Timestamp::now());
                     return Some(PodEvent::Started { container, attempt, at });
                 }
                 Ok(_) => {
-                    return failed("RunContainerError", "the runner's answer is not understood".into(), true);
+                    return failed(
+                        "RunContainerError",
+                        "the runner's answer is not understood".into(),
+                        true,
+                    );
                 }
                 Err(RequestError::Failed(Failure::BadCode(why))) if !last => {
-                    tracing::warn!(why, "compiled code is damaged or of another engine: compiling again");
+                    tracing::warn!(
+                        why,
+                        "compiled code is damaged or of another engine: compiling again"
+                    );
                     if let Err(error) = self.images.forget_code(&ready.code.wasm) {
                         tracing::warn!(%error, "damaged code cannot be removed");
                     }
@@ -285,14 +304,12 @@ impl Performer {
         attempt: u32,
         deadline: Timestamp,
     ) -> Option<PodEvent> {
-        let id = AttemptId {
-            pod: world.uid.clone(),
-            container: container.to_string(),
-            attempt,
-        };
+        let id = AttemptId { pod: world.uid.clone(), container: container.to_string(), attempt };
         let stop = StopContainer { id, deadline_ms: deadline.as_millisecond() };
         match self.ask(world, Request::Stop(stop)).await {
-            Err(RequestError::Failed(Failure::NotFound)) => Some(PodEvent::Lost { container, attempt }),
+            Err(RequestError::Failed(Failure::NotFound)) => {
+                Some(PodEvent::Lost { container, attempt })
+            }
             Err(RequestError::Silent) => {
                 self.give_up_on(world).await;
                 None
@@ -352,7 +369,8 @@ impl Performer {
     pub(crate) async fn dial(&self, world: &World, port: u16) -> io::Result<TcpStream> {
         let live = self.live(world).await.map_err(io::Error::other)?;
         let request = Request::Dial { pod: world.uid.clone(), port };
-        let (_, descriptors) = live.runner.ask_with(request, &[]).await.map_err(io::Error::other)?;
+        let (_, descriptors) =
+            live.runner.ask_with(request, &[]).await.map_err(io::Error::other)?;
         let socket = descriptors.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
         let stream = std::net::TcpStream::from(socket);
         stream.set_nonblocking(true)?;
@@ -372,11 +390,7 @@ impl Performer {
             Err(error) => return ProbeResult::Errored(error.to_string()),
         };
         let streams = || -> io::Result<[OwnedFd; 3]> {
-            Ok([
-                std::fs::File::open("/dev/null")?.into(),
-                theirs.try_clone()?,
-                theirs.try_clone()?,
-            ])
+            Ok([std::fs::File::open("/dev/null")?.into(), theirs.try_clone()?, theirs.try_clone()?])
         };
         let streams = match streams() {
             Ok(streams) => streams,
@@ -391,8 +405,9 @@ impl Performer {
             String::from_utf8_lossy(&text).into_owned()
         });
         let timeout = u64::try_from(limit.as_millis()).ok();
-        let outcome =
-            self.exec_in(world, container.as_ref(), attempt, command.to_vec(), timeout, &streams).await;
+        let outcome = self
+            .exec_in(world, container.as_ref(), attempt, command.to_vec(), timeout, &streams)
+            .await;
         drop(streams);
         match outcome {
             Ok((0, _)) => ProbeResult::Passed,
@@ -420,11 +435,7 @@ impl Performer {
     ) -> Result<(i32, Option<String>), RequestError> {
         let ready = world.image(container).ok_or(RequestError::Failed(Failure::NotFound))?;
         let exec = ExecContainer {
-            id: AttemptId {
-                pod: world.uid.clone(),
-                container: container.to_owned(),
-                attempt,
-            },
+            id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
             code: ready.code.wasm.hex().to_owned(),
             kind: ready.code.inspection.kind,
             args,
@@ -449,9 +460,7 @@ impl Performer {
         let (this, world) = (self.clone(), world.clone());
         tokio::spawn(async move {
             let wanted = exec.container.clone().or_else(|| world.first_container());
-            let found = running
-                .iter()
-                .find(|(name, _)| wanted.as_deref() == Some(name.as_ref()));
+            let found = running.iter().find(|(name, _)| wanted.as_deref() == Some(name.as_ref()));
             let reply = match found {
                 None => Reply::Failed(format!(
                     "container {:?} of pod {:?} does not run",
@@ -461,7 +470,8 @@ impl Performer {
                 Some((name, attempt)) => {
                     // After a restart of the agent the image is asked for when it is first needed.
                     if world.image(name.as_ref()).is_none()
-                        && let Some(image) = world.container(name.as_ref()).and_then(|it| it.image.clone())
+                        && let Some(image) =
+                            world.container(name.as_ref()).and_then(|it| it.image.clone())
                         && let Ok((ready, _)) =
                             this.ready_image(&world, &image, PullPolicy::IfNotPresent).await
                     {
@@ -489,7 +499,9 @@ impl Performer {
                 worlds.iter().map(|world| world.stored.domain.as_str()).collect();
             for domain in domains {
                 let Some(live) = this.domains.live(domain).await else { continue };
-                let Ok(Answer::Stats(stats)) = live.runner.ask(Request::Stats).await else { continue };
+                let Ok(Answer::Stats(stats)) = live.runner.ask(Request::Stats).await else {
+                    continue;
+                };
                 for stat in stats {
                     let Some(world) = worlds.iter().find(|world| world.uid == stat.id.pod) else {
                         continue;
@@ -545,6 +557,28 @@ impl Performer {
         tokio::spawn(async move {
             if let Some(live) = this.domains.live(&domain).await {
                 let _ = live.runner.ask(Request::RemovePod { pod }).await;
+            }
+        });
+    }
+
+    /// Removes images and code beyond their quotas, at most every [`COLLECT_EVERY`]: a store is only filled by what wakes the owner.
+    pub(crate) fn collect_if_due<'a>(&self, worlds: impl Iterator<Item = &'a Arc<World>>) {
+        let mut last = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() < COLLECT_EVERY {
+            return;
+        }
+        *last = Instant::now();
+        let images = self.images.clone();
+        let keep = worlds.flat_map(|world| world.image_digests()).collect();
+        let keep_engines = [images.engine_hash().to_owned()].into();
+        let policy = CollectPolicy { keep, keep_engines, ..CollectPolicy::default() };
+        tokio::spawn(async move {
+            match images.collect(&policy).await {
+                Ok(Some(collected)) => tracing::info!(?collected, "removed unused images and code"),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(error = with_causes(&error), "cannot clean the image store")
+                }
             }
         });
     }

@@ -184,6 +184,12 @@ impl World {
         self.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
     }
 
+    /// The manifests of its containers' images, as far as they are known.
+    pub(crate) fn image_digests(&self) -> Vec<copepod_image::Digest> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.values().map(|ready| ready.image.digest.clone()).collect()
+    }
+
     pub(crate) fn set_image(&self, container: &str, image: ReadyImage) {
         self.images
             .lock()

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
 use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
@@ -101,8 +102,8 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(),
 
 fn lock(data: &Path) -> Result<File, AgentError> {
     let path = data.join("agent.lock");
-    let file = File::create(&path)
-        .map_err(|source| AgentError::Data { path: path.clone(), source })?;
+    let file =
+        File::create(&path).map_err(|source| AgentError::Data { path: path.clone(), source })?;
     let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     rustix::fs::flock(&file, operation).map_err(|_| AgentError::Taken(data.to_owned()))?;
     Ok(file)
@@ -127,7 +128,8 @@ impl Programs {
                 hash.update(&bytes);
                 read.push(bytes);
             }
-            let build = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let build =
+                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
             let folder = data.join("bin").join(&build);
             std::fs::create_dir_all(&folder)?;
             let mut installed = Vec::new();
@@ -153,20 +155,22 @@ async fn run(
     ready: impl FnOnce(),
 ) -> Result<(), AgentError> {
     let data = config.data.clone();
-    let images = Images::open(&data.join("images"), &data.join("code"), ImagesConfig {
-        compile: CompileLimits {
-            cpu_seconds: config.compile_cpu_seconds,
-            memory_bytes: config.compile_memory,
-            ..CompileLimits::default()
+    let images = Images::open(
+        &data.join("images"),
+        &data.join("code"),
+        ImagesConfig {
+            compile: CompileLimits {
+                cpu_seconds: config.compile_cpu_seconds,
+                memory_bytes: config.compile_memory,
+                ..CompileLimits::default()
+            },
+            ..ImagesConfig::new(programs.compiler)
         },
-        ..ImagesConfig::new(programs.compiler)
-    })?;
+    )?;
     let store_error = |source| AgentError::Data { path: data.join("pods"), source };
     let store = Store::open(&data).map_err(store_error)?;
-    let (stored, damaged) = store.load().map_err(store_error)?;
-    if let Some((path, why)) = damaged.into_iter().next() {
-        return Err(AgentError::Damaged { path, why });
-    }
+    let stored =
+        store.load().map_err(|found| AgentError::Damaged { path: found.path, why: found.why })?;
     let known: BTreeSet<String> =
         stored.iter().filter_map(|stored| stored.pod.metadata.uid.clone()).collect();
     let (journal, lines) =
@@ -200,6 +204,7 @@ async fn run(
         wake: wake.clone(),
         clients: Arc::clone(&clients),
         exits: Mutex::default(),
+        collected: Mutex::new(Instant::now()),
     });
     let mut owner = Owner {
         journal,
@@ -250,9 +255,10 @@ async fn run(
         }
     }
     let in_use: BTreeSet<String> = alive.into_keys().collect();
-    domains.remove_orphans(&in_use).await.map_err(|error: DomainError| {
-        AgentError::Leftover(with_causes(&error))
-    })?;
+    domains
+        .remove_orphans(&in_use)
+        .await
+        .map_err(|error: DomainError| AgentError::Leftover(with_causes(&error)))?;
 
     let listener = serve::bind(&data)
         .map_err(|source| AgentError::Data { path: data.join("agent.sock"), source })?;

@@ -86,8 +86,9 @@ impl Runner {
             let (theirs, _) = receiver.receive::<Hello>().await?;
             Ok::<_, WireError>((sender, receiver, theirs))
         };
-        let (sender, receiver, hello) =
-            tokio::time::timeout(ANSWER_WITHIN, shake).await.map_err(|_| ConnectError::Silent)??;
+        let (sender, receiver, hello) = tokio::time::timeout(ANSWER_WITHIN, shake)
+            .await
+            .map_err(|_| ConnectError::Silent)??;
         if VERSIONS.common(hello.versions).is_none() {
             let theirs = hello.versions;
             return Err(ConnectError::Version { oldest: theirs.oldest, newest: theirs.newest });
@@ -140,8 +141,7 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        if let Some(waiting) =
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
         {
             waiting.remove(&self.id);
         }

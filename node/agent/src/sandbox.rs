@@ -86,7 +86,8 @@ pub(crate) async fn set_up(
     make_folders(world, &root, uid).map_err(|error| {
         SetUpFailed::sandbox(format!("the pod's folders cannot be made: {error}"))
     })?;
-    bind(&live.domain, &world.logs, &format!("{}/{}", layout::LOGS, world.uid), false, false).await?;
+    bind(&live.domain, &world.logs, &format!("{}/{}", layout::LOGS, world.uid), false, false)
+        .await?;
     set_up_volumes(world, &live.domain, &root, uid).await?;
     live.domain.add_address(world.stored.ip).await?;
     let request = Request::CreatePod(pod_sandbox(performer, world));
@@ -217,11 +218,10 @@ async fn set_up_volumes(
                 for read_only in [true, false] {
                     if uses(world, &volume.name, read_only) {
                         let target = volume_source(world, &volume.name, &volume.content, read_only);
-                        let source =
-                            Source::Descriptor(source.try_clone().map_err(failed)?);
-                        mount(domain, source, &target, read_only, true)
-                            .await
-                            .map_err(|error| SetUpFailed::mount(&volume.name, with_causes(&error)))?;
+                        let source = Source::Descriptor(source.try_clone().map_err(failed)?);
+                        mount(domain, source, &target, read_only, true).await.map_err(|error| {
+                            SetUpFailed::mount(&volume.name, with_causes(&error))
+                        })?;
                     }
                 }
             }
@@ -243,11 +243,7 @@ fn uses(world: &World, volume: &str, read_only: bool) -> bool {
     })
 }
 
-fn write_files(
-    path: &Path,
-    files: &[volumes::PlannedFile],
-    uid: u32,
-) -> io::Result<()> {
+fn write_files(path: &Path, files: &[volumes::PlannedFile], uid: u32) -> io::Result<()> {
     folder(path, 0o755, 0)?;
     for file in files {
         let at = path.join(&file.path);
@@ -275,7 +271,9 @@ fn host_folder(path: &Path, create: bool, checked: bool) -> Result<std::os::fd::
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|error| {
         let hint = match error {
-            rustix::io::Errno::LOOP => " (a step of the path is a symbolic link: write where it leads)",
+            rustix::io::Errno::LOOP => {
+                " (a step of the path is a symbolic link: write where it leads)"
+            }
             rustix::io::Errno::NOENT if !checked => {
                 " (type: DirectoryOrCreate makes a folder that is not there)"
             }
@@ -372,11 +370,7 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
         loopback: world.stored.loopback,
         hostname,
         hosts,
-        dns: Dns {
-            servers: resolver.servers,
-            search: resolver.search,
-            ndots: resolver.ndots,
-        },
+        dns: Dns { servers: resolver.servers, search: resolver.search, ndots: resolver.ndots },
         denied: performer.node.denied.clone(),
         max_sockets: MOST_SOCKETS,
     }
@@ -413,16 +407,11 @@ pub(crate) async fn start_request(
         .ok_or_else(|| SetUpFailed::config(format!("no container {container:?} in the pod")))?;
     let objects = objects(world);
     let process = process(performer, world, container, ready, &objects)?;
-    let planned =
-        volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
+    let planned = volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
     let mounts = guest_mounts(performer, world, container, planned, &objects).await?;
     let options = annotations::parse(pod, &NodeCeilings::default()).unwrap_or_default();
     Ok(StartContainer {
-        id: AttemptId {
-            pod: world.uid.clone(),
-            container: container.to_owned(),
-            attempt,
-        },
+        id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
         code: ready.code.wasm.hex().to_owned(),
         kind: ready.code.inspection.kind,
         args: process.args,

@@ -59,10 +59,12 @@ pub(crate) async fn serve(
                 let counted = Clients::count(&clients);
                 let owner = owner.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = client(stream, owner).await {
+                    if let Err(error) = client(stream, owner.clone()).await {
                         tracing::debug!(%error, "a client left");
                     }
                     drop(counted);
+                    // The owner may have stayed for this client only.
+                    let _ = owner.send(Wake::Tick).await;
                 });
             }
             Err(error) => {

@@ -40,6 +40,15 @@ pub(crate) struct Stored {
     pub(crate) accepted: jiff::Timestamp,
 }
 
+/// A pod's file that cannot be read. Its guests are left alone, which is possible only while no agent acts.
+#[derive(Debug)]
+pub(crate) struct Unreadable {
+    /// The file or folder.
+    pub(crate) path: PathBuf,
+    /// What is wrong with it.
+    pub(crate) why: String,
+}
+
 /// The folder of all accepted pods.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -55,23 +64,27 @@ impl Store {
         Ok(Self { folder })
     }
 
-    /// All pods, and the files that cannot be read, each with why: such a pod's guests are left alone.
-    pub(crate) fn load(&self) -> io::Result<(Vec<Stored>, Vec<(PathBuf, String)>)> {
-        let (mut pods, mut damaged) = (Vec::new(), Vec::new());
-        for entry in std::fs::read_dir(&self.folder)? {
-            let path = entry?.path().join("pod.json");
+    /// All pods, oldest first.
+    pub(crate) fn load(&self) -> Result<Vec<Stored>, Unreadable> {
+        let mut pods = Vec::new();
+        let unreadable = |path: &Path, why: String| Unreadable { path: path.to_owned(), why };
+        let entries = std::fs::read_dir(&self.folder)
+            .map_err(|error| unreadable(&self.folder, error.to_string()))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| unreadable(&self.folder, error.to_string()))?;
+            let path = entry.path().join("pod.json");
             match std::fs::read(&path) {
-                Ok(bytes) => match serde_json::from_slice(&bytes) {
-                    Ok(pod) => pods.push(pod),
-                    Err(error) => damaged.push((path, error.to_string())),
-                },
+                Ok(bytes) => pods.push(
+                    serde_json::from_slice(&bytes)
+                        .map_err(|error| unreadable(&path, error.to_string()))?,
+                ),
                 // A crash came between the folder and its file: nothing was done for this pod.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => damaged.push((path, error.to_string())),
+                Err(error) => return Err(unreadable(&path, error.to_string())),
             }
         }
         pods.sort_by_key(|stored: &Stored| stored.accepted);
-        Ok((pods, damaged))
+        Ok(pods)
     }
 
     /// Puts a pod on disk, so that it outlives a power cut.

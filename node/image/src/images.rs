@@ -252,8 +252,11 @@ impl Images {
                 Ok(Pulled { resolved, record }) => {
                     let was = inner.store.named(&reference).map_err(in_store)?;
                     let pulled = was.as_ref().is_none_or(|it| it.manifest != record.manifest);
-                    let named = inner.name(&reference, &resolved, &record, login, was);
-                    inner.store.write_named(&named).map_err(in_store)?;
+                    let named = inner.name(&reference, &resolved, &record, login, was.as_ref());
+                    // Unchanged at most starts under `Always`: no pod waits for a disk then.
+                    if was.as_ref() != Some(&named) {
+                        inner.store.write_named(&named).map_err(in_store)?;
+                    }
                     return Ok(image(reference, &resolved, record, pulled));
                 }
                 // Only a refusal makes another login worth a try.
@@ -514,10 +517,11 @@ impl Inner {
         resolved: &Digest,
         record: &Record,
         login: Option<&Login>,
-        was: Option<Named>,
+        was: Option<&Named>,
     ) -> Named {
         let before = was.filter(|it| it.manifest == record.manifest);
-        let (mut logins, mut open) = before.map(|it| (it.logins, it.open)).unwrap_or_default();
+        let (mut logins, mut open) =
+            before.map(|it| (it.logins.clone(), it.open)).unwrap_or_default();
         match login {
             None => open = true,
             Some(login) => {

@@ -4,7 +4,8 @@
 //! way of [`registry`] and [`guard`]; [`store`], where they lie; [`code`] and [`compiler`], which make native code of them.
 //!
 //! Elsewhere: a pod's back-off and events (`copepod-node`), running the code (`copepod-runner`).
-//! Invariant: nothing that a stranger wrote is executed, compiled or even parsed as wasm in the agent: the compile child does that.
+//! Invariant: no module that was pulled is compiled, or even parsed beyond its first bytes, in the agent: the compile child does that.
+//! (`Images::load` and `Images::inspect`, which the command line calls in its own process, read imports and exports.)
 
 mod code;
 mod compiler;

@@ -421,7 +421,7 @@ impl<'a> Repository<'a> {
             .collect();
         for offer in &offers {
             match offer {
-                Challenge::Bearer { realm, service, .. } => {
+                Challenge::Bearer { realm, service } => {
                     return self.fetch_token(realm, service.as_deref()).await;
                 }
                 Challenge::Basic => {
@@ -646,7 +646,7 @@ fn said(bytes: &[u8]) -> String {
 /// One way to log in that a registry offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Challenge {
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer { realm: String, service: Option<String> },
     Basic,
 }
 
@@ -668,11 +668,7 @@ fn challenges(header: &str) -> Vec<Challenge> {
         } else if scheme.eq_ignore_ascii_case("bearer")
             && let Some(realm) = parameters.remove("realm")
         {
-            found.push(Challenge::Bearer {
-                realm,
-                service: parameters.remove("service"),
-                scope: parameters.remove("scope"),
-            });
+            found.push(Challenge::Bearer { realm, service: parameters.remove("service") });
         }
         rest = rest.trim_start_matches([' ', ',']);
     }
@@ -708,12 +704,8 @@ fn parameter(text: &str) -> Option<(String, String, &str)> {
 mod tests {
     use super::*;
 
-    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
-        Challenge::Bearer {
-            realm: realm.into(),
-            service: service.map(Into::into),
-            scope: scope.map(Into::into),
-        }
+    fn bearer(realm: &str, service: Option<&str>) -> Challenge {
+        Challenge::Bearer { realm: realm.into(), service: service.map(Into::into) }
     }
 
     #[test]
@@ -721,19 +713,15 @@ mod tests {
         let table = [
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
-                vec![bearer(
-                    "https://auth.docker.io/token",
-                    Some("registry.docker.io"),
-                    Some("repository:a/b:pull,push"),
-                )],
+                vec![bearer("https://auth.docker.io/token", Some("registry.docker.io"))],
             ),
             (r#"Basic realm="Registry Realm""#, vec![Challenge::Basic]),
-            (r#"bearer Realm=https://a/t"#, vec![bearer("https://a/t", None, None)]),
+            (r#"bearer Realm=https://a/t"#, vec![bearer("https://a/t", None)]),
             (
                 r#"Negotiate, Basic realm="x", Bearer realm="https://a", service="s""#,
-                vec![Challenge::Basic, bearer("https://a", Some("s"), None)],
+                vec![Challenge::Basic, bearer("https://a", Some("s"))],
             ),
-            (r#"Bearer realm="a \"quoted\" one""#, vec![bearer(r#"a "quoted" one"#, None, None)]),
+            (r#"Bearer realm="a \"quoted\" one""#, vec![bearer(r#"a "quoted" one"#, None)]),
         ];
 
         for (header, expected) in table {

@@ -204,7 +204,7 @@ fn scan(
             }
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).map_err(|e| damaged(&e))?;
-            extension.take(kind, &bytes, entry.header().size().ok())?;
+            extension.take(kind, &bytes)?;
             continue;
         }
         let given = std::mem::take(&mut extension);
@@ -321,7 +321,7 @@ struct Extension {
 }
 
 impl Extension {
-    fn take(&mut self, kind: EntryType, bytes: &[u8], _size: Option<u64>) -> Result<(), Failure> {
+    fn take(&mut self, kind: EntryType, bytes: &[u8]) -> Result<(), Failure> {
         match kind {
             EntryType::GNULongName => {
                 let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());

@@ -2,7 +2,7 @@
 //! Absent: the resource table ([`crate::linker`]). Datagrams wait in the kernel's buffers, none here.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,7 +18,7 @@ use crate::linker::NetCtx;
 use crate::options::{self, Options};
 use crate::os;
 use crate::podnet::{Binding, Permit, PodNet};
-use crate::rules::Family;
+use crate::rules::{Family, Refused};
 use crate::stream::BUDGET;
 use crate::table::Proto;
 use crate::wasi;
@@ -69,6 +69,20 @@ struct Talk {
     peer: Option<Peer>,
     /// Sockets of the pod's own that were asked for by another address than is shown of them, and that address.
     remembered: BTreeMap<SocketAddr, IpAddr>,
+    /// The last outside senders that the guest may not turn to by itself, but may answer: the node, asking its pods.
+    askers: VecDeque<SocketAddr>,
+}
+
+impl Talk {
+    fn remember_asker(&mut self, sender: SocketAddr) {
+        if self.askers.contains(&sender) {
+            return;
+        }
+        if self.askers.len() == MAX_REMEMBERED {
+            self.askers.pop_front();
+        }
+        self.askers.push_back(sender);
+    }
 }
 
 /// A peer in the guest's terms and in the kernel's.
@@ -228,7 +242,11 @@ impl Bound {
         if !rules.is_of_family(self.guest, asked.ip()) || !wasi::is_remote(asked) {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        let route = self.net.route(Proto::Udp, self.guest, asked).map_err(wasi::refused)?;
+        let route = match self.net.route(Proto::Udp, self.guest, asked) {
+            Err(Refused::Denied) if self.may_answer(asked) => rules.route_unjudged(asked),
+            route => route,
+        };
+        let route = route.map_err(wasi::refused)?;
         let route = rules.from_bound(self.binding.place(), route).map_err(wasi::refused)?;
         let peer = Peer { asked, actual: route.to };
         if route.inside {
@@ -243,6 +261,11 @@ impl Bound {
             }
         }
         Ok(peer)
+    }
+
+    fn may_answer(&self, asked: SocketAddr) -> bool {
+        let asker = SocketAddr::new(asked.ip().to_canonical(), asked.port());
+        self.talk().askers.contains(&asker)
     }
 
     /// Fixes the peer in the kernel, which then drops what others send and tells when nobody listens there.
@@ -300,6 +323,10 @@ impl Incoming {
                 match self.bound.socket.try_recv_from(buffer) {
                     Ok((_, sender)) if self.peer.is_some_and(|p| p.actual != sender) => {}
                     Ok((length, sender)) => {
+                        let sender = SocketAddr::new(sender.ip().to_canonical(), sender.port());
+                        if !self.bound.net.rules().may_leave_for(sender.ip()) {
+                            self.bound.talk().remember_asker(sender);
+                        }
                         let shown = self.peer.map_or_else(|| self.bound.shown(sender), |p| p.asked);
                         received.push((buffer[..length].to_vec(), shown));
                         bytes += length;

@@ -236,7 +236,8 @@ impl GuestState {
         store.set_hostcall_fuel(HOSTCALL_FUEL);
         store.set_max_component_handles(container.spec.limits.handles as usize);
         let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
-        store.set_epoch_deadline(slice);
+        // The first slice may be one on the agents' thread, so it is the shortest.
+        store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
             let state = context.data_mut();
             state.meter.count_handles(&mut state.table)?;
@@ -352,7 +353,8 @@ impl Preview1State {
         store.limiter(|state| &mut state.meter);
         store.set_hostcall_fuel(HOSTCALL_FUEL);
         let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
-        store.set_epoch_deadline(slice);
+        // The first slice may be one on the agents' thread, so it is the shortest.
+        store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
             let state = context.data_mut();
             state.meter.count_handles(state.wasi.ctx().table)?;

@@ -6,22 +6,22 @@
 //! Elsewhere: sockets and names (`copepod-net`); pulling, compiling, restarting, everything privileged (`node/`).
 //! Invariant: what a guest does ends that guest at most; nothing here trusts a byte that came from one.
 
-pub mod server;
-pub mod pods;
-pub mod command;
-pub mod exec;
-pub mod publish;
-pub mod http;
-pub mod container;
-pub mod guest;
+pub mod arguments;
 pub mod code;
-pub mod engines;
-mod load;
-pub mod ledger;
+pub mod command;
+pub mod confine;
+pub mod container;
 pub mod cpu;
-pub mod log;
+pub mod engines;
+pub mod exec;
 pub mod exit;
+pub mod guest;
+pub mod http;
+pub mod ledger;
+mod load;
+pub mod log;
+pub mod pods;
+pub mod publish;
 pub mod records;
 pub mod root;
-pub mod arguments;
-pub mod confine;
+pub mod server;

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use copepod_net::PodNet;
@@ -28,6 +29,7 @@ use tokio::task::AbortHandle;
 use crate::code::Code;
 use crate::command;
 use crate::container::Container;
+use crate::cpu::TICK;
 use crate::engines::Engines;
 use crate::exec;
 use crate::exit::End;
@@ -60,6 +62,8 @@ pub struct Pods {
     runtime: OnceLock<Handle>,
     pods: Mutex<HashMap<String, Pod>>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
+    /// When a guest last ran on the agents' thread.
+    first_slice: Mutex<Option<Instant>>,
 }
 
 struct Pod {
@@ -121,6 +125,7 @@ impl Pods {
             runtime: OnceLock::new(),
             pods: Mutex::default(),
             listeners: Mutex::default(),
+            first_slice: Mutex::default(),
         }))
     }
 
@@ -245,7 +250,7 @@ impl Pods {
         }
         let (told, started) = oneshot::channel();
         let pods = self.clone();
-        runtime.spawn(async move {
+        let living = async move {
             let at_us = now_us();
             running.started_us.store(at_us, Ordering::Relaxed);
             let _ = told.send(at_us);
@@ -256,9 +261,34 @@ impl Pods {
             // What holds the store and the sockets is gone here.
             drop(container);
             pods.finish(&running, end).await;
-        });
+        };
+        self.begin(&runtime, living);
         let at_us = started.await.map_err(|_| Failure::Busy("the runner is ending".into()))?;
         Ok(Answer::Started { at_us })
+    }
+
+    /// Has the guests' threads run it, its first slice possibly here: waking a sleeping thread takes longer than making an
+    /// instance (100 µs to 400 µs against 46 µs, measured). Only now and then, so that guests never have most of this thread.
+    fn begin(&self, runtime: &Handle, living: impl Future<Output = ()> + Send + 'static) {
+        let now = Instant::now();
+        let rested = {
+            let mut last = self.first_slice.lock().unwrap_or_else(PoisonError::into_inner);
+            let rested = last.is_none_or(|last| now.saturating_duration_since(last) >= 4 * TICK);
+            if rested {
+                *last = Some(now);
+            }
+            rested
+        };
+        let mut living = Box::pin(living);
+        if rested {
+            let _entered = runtime.enter();
+            // Whatever it registers now it registers anew in its own task, which polls it at once.
+            let mut context = Context::from_waker(Waker::noop());
+            if living.as_mut().poll(&mut context).is_ready() {
+                return;
+            }
+        }
+        runtime.spawn(living);
     }
 
     /// When this attempt was started, if it was; an error where another attempt of the container is in the way.

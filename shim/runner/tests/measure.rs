@@ -26,9 +26,9 @@ fn p2() -> Vec<u8> {
         (export "get-stdout" (func (result (own $o))))))
       (core module $mem (memory (export "memory") 2))
       (core instance $m (instantiate $mem))
-      (core func $now (canon lower (func $clock "now") (memory $m "memory")))
+      (core func $now (canon lower (func $clock "now") (memory (core memory $m "memory"))))
       (core func $get (canon lower (func $stdout "get-stdout")))
-      (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush") (memory $m "memory")))
+      (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush") (memory (core memory $m "memory"))))
       (core module $main
         (import "m" "memory" (memory 2))
         (import "w" "now" (func $now (param i32)))
@@ -69,7 +69,10 @@ fn now_ns() -> i64 {
 
 fn rss(pid: u32) -> String {
     let s = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    s.lines().filter(|l| l.starts_with("Rss") || l.starts_with("Private")).collect::<Vec<_>>().join(" | ")
+    s.lines()
+        .filter(|l| l.starts_with("Rss") || l.starts_with("Private"))
+        .collect::<Vec<_>>()
+        .join(" | ")
         + &format!(" threads {}", std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count())
 }
 
@@ -87,7 +90,9 @@ async fn measure() {
         for n in 0..1000 {
             let name = format!("c{gap}x{n}");
             let spec = container(&name, &code, Kind::CommandComponent);
-            if gap > 0 { tokio::time::sleep(std::time::Duration::from_millis(gap)).await; }
+            if gap > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(gap)).await;
+            }
             let t0 = now_ns();
             let at = agent.start(&spec).await;
             let exit = agent.exit(&name).await;
@@ -98,7 +103,11 @@ async fn measure() {
             inst.push((t2 - at * 1000) / 1000);
             hop.push(at - t0 / 1000);
         }
-        for (what, v) in [("client->first", &mut total), ("task start->first", &mut inst), ("client->task", &mut hop)] {
+        for (what, v) in [
+            ("client->first", &mut total),
+            ("task start->first", &mut inst),
+            ("client->task", &mut hop),
+        ] {
             v.sort();
             println!("gap {gap} ms {what}: min {} p50 {} p90 {} us", v[0], v[500], v[900]);
         }

@@ -95,7 +95,8 @@ fn w06_a_memory_of_2_to_the_48_bytes_is_refused() {
 
     let said = refused(&canary, &wasm);
 
-    assert!(said.contains("memory"), "{said}");
+    // Without the proposal the flag of a 64-bit memory is not even read as one.
+    assert!(said.contains("the module is not valid"), "{said}");
     canary.is_well();
 }
 
@@ -273,7 +274,6 @@ fn w39_w41_link_local_and_metadata_addresses_are_denied_for_tcp_and_udp() {
         "udp-cannot-send 169.254.169.254:53",
         "udp-cannot-send 224.0.0.1:53",
         "udp-cannot-send 255.255.255.255:53",
-        "udp-cannot-send 127.9.9.9:53",
     ];
 
     let ended = canary.node.run_to_end(&[pod("caller", [probe(&script)])]);

@@ -377,9 +377,11 @@ fn code_of(error: &hyper::Error) -> ErrorCode {
         ErrorCode::HttpResponseHeaderSectionSize(None)
     } else if error.is_incomplete_message() {
         ErrorCode::HttpResponseIncomplete
-    } else if error.is_canceled() || error.is_closed() || error.is_body_write_aborted() {
-        ErrorCode::ConnectionTerminated
-    } else if cause.is_some_and(|cause| cause.is::<std::io::Error>()) {
+    } else if error.is_canceled()
+        || error.is_closed()
+        || error.is_body_write_aborted()
+        || cause.is_some_and(|cause| cause.is::<std::io::Error>())
+    {
         ErrorCode::ConnectionTerminated
     } else {
         ErrorCode::HttpProtocolError
