@@ -11,6 +11,8 @@ mod start;
 use std::path::PathBuf;
 use std::process::Command;
 
+pub(crate) use start::print_times;
+
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Value, json};

@@ -83,16 +83,16 @@ fn show(node: &Node, took: &mut Took) -> Result<()> {
         Ok(())
     })?;
 
+    for container in CONTAINERS {
+        println!("\nthe log of {container}:");
+        print!("{}", copepod(node, &["logs", POD, "--container", container])?);
+    }
+    println!();
+
     let (answered, failed) = took
         .step(&format!("kill the agent {KILLS} times under load"), || under_fire(node, address))?;
     println!("  {answered} requests answered, {failed} failed, 0 containers restarted");
     ensure!(failed == 0, "{failed} requests failed");
-
-    for container in CONTAINERS {
-        println!("\nthe log of {container}, its last lines:");
-        print!("{}", copepod(node, &["logs", POD, "--container", container, "--tail", "3"])?);
-    }
-    println!();
 
     took.step("stop everything, and look for what was left behind", || {
         let left = node.stop_all();

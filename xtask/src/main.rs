@@ -50,6 +50,15 @@ enum Task {
         #[arg(long, default_value_t = bench::ROUNDS)]
         rounds: usize,
     },
+    /// Time a command, again and again.
+    #[command(hide = true)]
+    Time {
+        /// How often.
+        count: usize,
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Print where a program of a Debian package is: on the PATH, or unpacked into the cache.
     Debian {
         /// The package.
@@ -93,6 +102,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Demo => demo::run(&cache)?,
         Task::Test { only } => return test::run(&cache, only.as_deref()),
         Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
+        Task::Time { count, command } => bench::print_times(count, &command)?,
         Task::Debian { package, program } => {
             println!("{}", debian::program(&cache, &package, &program)?.display());
         }

@@ -29,49 +29,10 @@ struct Tally {
 pub(crate) fn run(cache: &Cache, only: Option<&str>) -> Result<ExitCode> {
     let begin = Instant::now();
     let mut tally = Tally::default();
-    let asked = |name: &str| only.is_none_or(|only| only == name);
-
-    if asked("fmt") {
-        let guests = checkout().join("examples/Cargo.toml");
-        tally.check("rustfmt", cargo(&cache.target()).args(["fmt", "--all", "--check"]))?;
-        tally.check(
-            "rustfmt of the guests",
-            cargo(&cache.target()).args(["fmt", "--all", "--check", "--manifest-path"]).arg(guests),
-        )?;
+    if let Err(error) = tally.all(cache, only) {
+        eprintln!("error: {error:#}");
+        tally.failed.push(format!("set-up: {error:#}"));
     }
-    if asked("clippy") {
-        let lints = ["--all-targets", "--locked", "--", "--deny", "warnings"];
-        tally.check(
-            "clippy",
-            cargo(&cache.target()).arg("clippy").args(default_group()).args(lints),
-        )?;
-        tally.check(
-            "clippy of the runner",
-            cargo(&cache.target()).arg("clippy").args(runner_group()).args(lints),
-        )?;
-    }
-    if asked("unit") {
-        let quiet = ["--locked", "--no-fail-fast"];
-        let mut unit = default_group();
-        unit.extend(["--exclude".to_owned(), END_TO_END.to_owned()]);
-        tally.tests("unit tests", cargo(&cache.target()).arg("test").args(unit).args(quiet))?;
-        tally.tests(
-            "unit tests of the runner",
-            cargo(&cache.target()).arg("test").args(runner_group()).args(quiet),
-        )?;
-    }
-    let end_to_end = match only {
-        None | Some("e2e") => Some(""),
-        Some("fmt" | "clippy" | "unit") => None,
-        Some(filter) => Some(filter),
-    };
-    if let Some(filter) = end_to_end {
-        let mut command = end_to_end_tests(cache)?;
-        // Each test has a data directory, namespaces and processes of its own: two at a time on two cores.
-        command.args(["--", "--test-threads", "2", filter]);
-        tally.tests("end-to-end tests", &mut command)?;
-    }
-
     for failed in &tally.failed {
         println!("failed: {failed}");
     }
@@ -111,6 +72,60 @@ fn runner_group() -> Vec<String> {
 }
 
 impl Tally {
+    fn all(&mut self, cache: &Cache, only: Option<&str>) -> Result<()> {
+        let asked = |name: &str| only.is_none_or(|only| only == name);
+        let target = cache.target();
+        if asked("fmt") {
+            let guests = checkout().join("examples/Cargo.toml");
+            self.check("rustfmt", cargo(&target).args(["fmt", "--all", "--check"]))?;
+            self.check(
+                "rustfmt of the guests",
+                cargo(&target).args(["fmt", "--all", "--check", "--manifest-path"]).arg(guests),
+            )?;
+        }
+        if asked("clippy") {
+            let lints = ["--all-targets", "--locked", "--", "--deny", "warnings"];
+            self.check("clippy", cargo(&target).arg("clippy").args(default_group()).args(lints))?;
+            self.check(
+                "clippy of the runner",
+                cargo(&target).arg("clippy").args(runner_group()).args(lints),
+            )?;
+        }
+        if asked("unit") {
+            // Those of the agent's side start runners, and those of the runner's side serve guests.
+            let programs = programs::build(cache, Profile::Dev)?;
+            let guests = guests::build(cache)?;
+            let nft = debian::program(cache, "nftables", "nft")?;
+            let all = ["--locked", "--no-fail-fast"];
+            let unit = |group: Vec<String>| {
+                let mut command = cargo(&target);
+                command.arg("test").args(group).args(all);
+                command.env("COPEPOD_RUNNER", &programs.runner);
+                command.env("COPEPOD_GUESTS", &guests).env("COPEPOD_NFT", &nft);
+                command
+            };
+            let mut group = default_group();
+            group.extend(["--exclude".to_owned(), END_TO_END.to_owned()]);
+            self.tests("unit tests", &mut unit(group))?;
+            // Those that need guests are ignored where nobody brings them.
+            let mut runner = unit(runner_group());
+            runner.args(["--", "--include-ignored"]);
+            self.tests("unit tests of the runner", &mut runner)?;
+        }
+        let end_to_end = match only {
+            None | Some("e2e") => Some(""),
+            Some("fmt" | "clippy" | "unit") => None,
+            Some(filter) => Some(filter),
+        };
+        if let Some(filter) = end_to_end {
+            let mut command = end_to_end_tests(cache)?;
+            // Each test has a data directory, namespaces and processes of its own: two at a time on two cores.
+            command.args(["--", "--test-threads", "2", filter]);
+            self.tests("end-to-end tests", &mut command)?;
+        }
+        Ok(())
+    }
+
     /// A command that holds or does not: one test.
     fn check(&mut self, name: &str, command: &mut Command) -> Result<()> {
         step(name, || {

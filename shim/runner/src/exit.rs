@@ -81,10 +81,9 @@ fn tell(error: &wasmtime::Error) -> String {
     let mut text = format!("trap: {cause}");
     if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
         for (index, frame) in backtrace.frames().iter().take(MAX_FRAMES).enumerate() {
-            let name = frame.func_name().map_or_else(
-                || format!("<function {}>", frame.func_index()),
-                |name| demangled(name),
-            );
+            let name = frame
+                .func_name()
+                .map_or_else(|| format!("<function {}>", frame.func_index()), demangled);
             text.push_str(&format!("\n  {index}: {name}"));
         }
         let more = backtrace.frames().len().saturating_sub(MAX_FRAMES);

@@ -3,11 +3,12 @@
 //! Ours is told by the runner, in the same clock as the sender's; a peer's is the time of the whole command, which also ends
 //! the container. That favours ours by the end, and the peer by nothing; the aims' factors are far larger. Absent: pulls.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::peers::{self, Containerd, IMAGE, Running};
@@ -56,28 +57,19 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
                     time as f64,
                 );
             }
-            for n in 0..PEER_STARTS {
-                let id = format!("bench-{}-{round}-{n}", std::process::id());
-                // Hybrid cgroups are refused by Debian 12's crun; without any it is faster, which is its gain.
-                timed(
-                    &mut report,
-                    "crun run",
-                    Command::new(&crun)
-                        .args(["--cgroup-manager=disabled", "run", "--bundle"])
-                        .arg(&bundle)
-                        .arg(&id),
-                );
-                timed(
-                    &mut report,
-                    "runc run",
-                    Command::new(&runc).args(["run", "--bundle"]).arg(&bundle).arg(&id),
-                );
-                timed(
-                    &mut report,
-                    "ctr run",
-                    containerd.ctr().args(["run", "--rm", IMAGE, &id, "/bin/true"]),
-                );
-            }
+            let id = format!("bench-{}", std::process::id());
+            let oci = |program: &Path| {
+                let mut command = without_hybrid_cgroups();
+                command.arg(program).args(["run", "--bundle"]).arg(&bundle).arg(&id);
+                command
+            };
+            let mut ctr = without_hybrid_cgroups();
+            let ctr_itself = containerd.ctr();
+            ctr.arg(ctr_itself.get_program()).args(ctr_itself.get_args());
+            ctr.args(["run", "--rm", IMAGE, &id, "/bin/true"]);
+            peer(&mut report, "crun run", &mut oci(&crun));
+            peer(&mut report, "runc run", &mut oci(&runc));
+            peer(&mut report, "ctr run", &mut ctr);
             Ok(())
         })?;
     }
@@ -116,17 +108,37 @@ fn start_runner(program: &Path, root: &Path, socket: &Path) -> Result<Running> {
     Ok(runner)
 }
 
-/// Runs a peer's command and takes its time, or notes once that it does not run here.
-fn timed(report: &mut Report, name: &str, command: &mut Command) {
-    let begin = Instant::now();
-    let result = output(command);
-    let took = begin.elapsed();
-    match result {
-        Ok(_) => report.sample(name, "µs", took.as_secs_f64() * 1e6),
+/// Runs a command so many times, one after the other, and prints a JSON list of the seconds that each took.
+pub(crate) fn print_times(count: usize, command: &[OsString]) -> Result<()> {
+    let [program, arguments @ ..] = command else { bail!("what is to be timed is missing") };
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let begin = Instant::now();
+        output(Command::new(program).args(arguments))?;
+        times.push(begin.elapsed().as_secs_f64());
+    }
+    println!("{}", serde_json::to_string(&times)?);
+    Ok(())
+}
+
+/// This task's own timing loop, in a mount namespace without the unified hierarchy of a hybrid machine: Debian 12's crun
+/// refuses to run beside it. The command to time is to be added.
+fn without_hybrid_cgroups() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command.arg("! test -d /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; exec \"$@\"");
+    command.arg("sh").arg(std::env::current_exe().unwrap_or_else(|_| "xtask".into()));
+    command.args(["time", &PEER_STARTS.to_string(), "--"]);
+    command
+}
+
+/// Takes a peer's times, or notes once that it does not run here.
+fn peer(report: &mut Report, name: &str, command: &mut Command) {
+    match output(command).and_then(|times| Ok(serde_json::from_str::<Vec<f64>>(&times)?)) {
+        Ok(times) => times.iter().for_each(|time| report.sample(name, "µs", time * 1e6)),
         Err(error) => {
             let note = format!("{name} does not run here: {error:#}");
-            let known = |it: &String| it.starts_with(&format!("{name} does not"));
-            if !report.notes.iter().any(known) {
+            if !report.notes.contains(&note) {
                 report.notes.push(note);
             }
         }

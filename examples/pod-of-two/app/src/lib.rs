@@ -43,6 +43,7 @@ async fn ask_the_sidecar() -> Result<Response<Body>, Error> {
         }
     };
     let said = reply.body_mut().str_contents().await?.to_owned();
+    println!("the sidecar said: {}", said.trim_end());
     answer(StatusCode::OK, format!("the sidecar says: {said}"))
 }
 

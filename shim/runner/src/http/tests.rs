@@ -861,7 +861,6 @@ async fn an_idle_listener_costs_one_small_task() {
 
     let bytes = serving.size_of_accepting(listener);
 
-    println!("{bytes} bytes");
     assert!(bytes <= 1024, "{bytes} bytes");
 }
 

@@ -47,10 +47,6 @@ impl Runner {
         self.child = spawn(self.folder.path());
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(crate) fn root(&self) -> &Path {
         self.folder.path()
     }
