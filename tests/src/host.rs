@@ -224,7 +224,11 @@ mod tests {
             .spawn()
             .expect("a shell");
 
-        assert_eq!(processes(&mark).iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [child.id()]);
+        // Its command line appears a moment after it has begun.
+        let found = crate::wait::until("the process", || {
+            Some(processes(&mark)).filter(|found| !found.is_empty())
+        });
+        assert_eq!(found.iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [child.id()]);
         sweep(&mark);
 
         child.wait().expect("it was killed");

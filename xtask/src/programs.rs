@@ -25,18 +25,24 @@ impl Profile {
     }
 }
 
-/// Where the two programs are.
+/// Built in one call with `copepod`: it shares all its dependencies, with the same features.
+const COMPILER_OF_TESTS: &str = "compile-for-tests";
+
+/// Where the programs are.
 pub(crate) struct Programs {
     pub(crate) copepod: PathBuf,
     pub(crate) runner: PathBuf,
+    /// Compiles the guests of the runner's own tests, which cannot link a compiler.
+    pub(crate) compiler_of_tests: PathBuf,
 }
 
 pub(crate) fn build(cache: &Cache, profile: Profile) -> Result<Programs> {
     let target = cache.target();
-    for package in ["copepod", "copepod-runner"] {
-        step(&format!("building {package}"), || {
+    for packages in [&["copepod", COMPILER_OF_TESTS][..], &["copepod-runner"]] {
+        step(&format!("building {}", packages.join(" and ")), || {
             let mut command = cargo(&target);
-            command.args(["build", "--locked", "--package", package]);
+            command.args(["build", "--locked"]);
+            command.args(packages.iter().flat_map(|package| ["--package", package]));
             if profile == Profile::Release {
                 command.arg("--release");
             }
@@ -44,5 +50,9 @@ pub(crate) fn build(cache: &Cache, profile: Profile) -> Result<Programs> {
         })?;
     }
     let folder = target.join(if profile == Profile::Release { "release" } else { "debug" });
-    Ok(Programs { copepod: folder.join("copepod"), runner: folder.join("copepod-runner") })
+    Ok(Programs {
+        copepod: folder.join("copepod"),
+        runner: folder.join("copepod-runner"),
+        compiler_of_tests: folder.join(COMPILER_OF_TESTS),
+    })
 }

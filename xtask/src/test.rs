@@ -101,6 +101,7 @@ impl Tally {
                 let mut command = cargo(&target);
                 command.arg("test").args(group).args(all);
                 command.env("COPEPOD_RUNNER", &programs.runner);
+                command.env("COPEPOD_COMPILE_FOR_TESTS", &programs.compiler_of_tests);
                 command.env("COPEPOD_GUESTS", &guests).env("COPEPOD_NFT", &nft);
                 command
             };

@@ -95,13 +95,8 @@ fn tell(error: &wasmtime::Error) -> String {
 }
 
 fn demangled(name: &str) -> String {
-    // The hash at the end of a Rust symbol tells a reader nothing.
-    match name.rsplit_once("::h") {
-        Some((path, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            path.to_owned()
-        }
-        _ => name.to_owned(),
-    }
+    // Without the hash, which tells a reader nothing.
+    format!("{:#}", rustc_demangle::demangle(name))
 }
 
 /// Cut to [`MAX_MESSAGE`] at a character's boundary.
