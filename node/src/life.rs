@@ -120,12 +120,15 @@ impl PodLife {
     /// The same life again, after a restart of the agent: `pod` as it was admitted, and its facts in their order.
     ///
     /// Nothing is planned for the attempts in [`Self::unconfirmed`] before their runner has been asked.
-    pub fn recover(pod: Pod, history: &[Journaled], now: Timestamp) -> Result<Self, Vec<Refusal>> {
-        let mut pod = pod;
-        defaults::apply(&mut pod);
+    pub fn recover(
+        mut pod: Arc<Pod>,
+        history: &[Journaled],
+        now: Timestamp,
+    ) -> Result<Self, Vec<Refusal>> {
+        defaults::apply(Arc::make_mut(&mut pod));
         let spec = LifeSpec::parse(&pod)?;
         let start = history.first().map_or(now, |first| first.at);
-        let mut life = Self::new(Arc::new(pod), spec, start);
+        let mut life = Self::new(pod, spec, start);
         if history.is_empty() {
             life.record(Fact::Admitted, now);
         }

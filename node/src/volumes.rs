@@ -97,6 +97,20 @@ pub fn plan(pod: &Pod, objects: &dyn Objects) -> Result<Vec<PlannedVolume>, Conf
     planned.collect()
 }
 
+/// The files of the pod's volume number `index`; none where it is of another kind. Errors as of [`plan`].
+pub fn files_of(
+    pod: &Pod,
+    index: usize,
+    objects: &dyn Objects,
+) -> Result<Vec<PlannedFile>, ConfigError> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let Some(volume) = volumes.get(index) else { return Ok(Vec::new()) };
+    match content(volume, &format!("spec.volumes[{index}]"), objects)? {
+        Content::Files { files, .. } => Ok(files),
+        Content::EmptyDir { .. } | Content::HostPath { .. } => Ok(Vec::new()),
+    }
+}
+
 fn content(volume: &Volume, path: &str, objects: &dyn Objects) -> Result<Content, ConfigError> {
     if let Some(empty) = &volume.empty_dir {
         let limit = empty.size_limit.as_ref().map(Amount::parse).transpose();

@@ -26,6 +26,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 pub struct Node {
     built: Built,
     folder: tempfile::TempDir,
+    log: Option<String>,
 }
 
 /// What a command came to.
@@ -66,7 +67,13 @@ impl Node {
     pub fn of(built: Built) -> Self {
         let folder =
             tempfile::Builder::new().prefix("copepod-test-").tempdir().expect("a temporary folder");
-        Self { built, folder }
+        Self { built, folder, log: None }
+    }
+
+    /// Has the agent write into its log what `filter` (as of `RUST_LOG`) lets through.
+    pub fn with_log(mut self, filter: &str) -> Self {
+        self.log = Some(filter.to_owned());
+        self
     }
 
     /// The built programs.
@@ -94,6 +101,7 @@ impl Node {
         let mut command = Command::new(&self.built.copepod);
         command.arg("--data-dir").arg(self.data()).args(arguments);
         command.env("COPEPOD_NFT", &self.built.nft).stdin(Stdio::null());
+        command.envs(self.log.iter().map(|filter| ("COPEPOD_LOG", filter)));
         command
     }
 

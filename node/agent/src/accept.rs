@@ -4,21 +4,23 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::env;
 use copepod_node::life::PodLife;
+use copepod_node::objects::References;
 use copepod_node::quantity::Amount;
 use copepod_node::volumes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
 use crate::api::{AcceptedPod, Publish, Reply, RunPods};
 use crate::owner::Owner;
 use crate::pod::{Entry, World};
-use crate::sandbox::known_objects;
-use crate::store::Stored;
+use crate::store::{PodObjects, Stored};
 
 /// A pod that passed every check and is not known yet.
 struct Candidate {
@@ -83,8 +85,8 @@ impl Owner {
         &mut self,
         mut pod: Pod,
         publish: Vec<Publish>,
-        config_maps: &[ConfigMap],
-        secrets: &[Secret],
+        config_maps: &[Arc<ConfigMap>],
+        secrets: &[Arc<Secret>],
         run: &RunPods,
     ) -> Result<Candidate, Vec<String>> {
         let uid = new_uid().map_err(|error| vec![error])?;
@@ -98,15 +100,18 @@ impl Owner {
         let life = PodLife::admit(pod, &NodeCeilings::default(), now).map_err(|refusals| {
             refusals.iter().map(|refusal| format!("{prefix}{refusal}")).collect::<Vec<_>>()
         })?;
-        let pod = Pod::clone(life.pod());
+        let pod = life.pod().clone();
         if self.names.keys().any(|it| it.name == name && it.namespace == namespace) {
             return Err(vec![format!(
                 "{prefix}a pod of this name is here already; `copepod stop {name}` ends and forgets it"
             )]);
         }
-        let config_maps = of_namespace(config_maps, |it| &it.metadata, &namespace);
-        let secrets = of_namespace(secrets, |it| &it.metadata, &namespace);
-        self.check_references(&pod, &config_maps, &secrets).map_err(|wrong| {
+        let named = References::of(&pod);
+        let objects = PodObjects {
+            config_maps: of_pod(config_maps, |it| &it.metadata, &namespace, &named.config_maps),
+            secrets: of_pod(secrets, |it| &it.metadata, &namespace, &named.secrets),
+        };
+        self.check_references(&pod, &objects).map_err(|wrong| {
             wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>()
         })?;
         let mut listeners = Vec::new();
@@ -129,8 +134,7 @@ impl Owner {
         let domain = if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
         let stored = Stored {
             pod,
-            config_maps,
-            secrets,
+            objects,
             publish,
             credentials: run.credentials.clone(),
             ip: IpAddr::V4(ip),
@@ -145,18 +149,11 @@ impl Owner {
 
     /// What would never come, as no cluster is there to bring it: a ConfigMap or key that is not in the manifest, or more than the
     /// machine has.
-    fn check_references(
-        &self,
-        pod: &Pod,
-        config_maps: &[ConfigMap],
-        secrets: &[Secret],
-    ) -> Result<(), Vec<String>> {
+    fn check_references(&self, pod: &Pod, objects: &PodObjects) -> Result<(), Vec<String>> {
         let node = &self.performer.node;
-        let objects = known_objects(config_maps, secrets);
-        let context =
-            env::Context { objects: &objects, node: &node.facts, pod_ips: &[], services: &[] };
+        let context = env::Context { objects, node: &node.facts, pod_ips: &[], services: &[] };
         let mut wrong = Vec::new();
-        wrong.extend(volumes::plan(pod, &objects).err().map(|error| error.to_string()));
+        wrong.extend(volumes::plan(pod, objects).err().map(|error| error.to_string()));
         let spec = pod.spec.iter();
         let (mut memory, mut cpu) = (0, 0);
         for container in
@@ -205,17 +202,24 @@ fn asked(container: &Container, resource: &str, unit: fn(Amount) -> u64) -> u64 
     quantity.and_then(|quantity| Amount::parse(quantity).ok()).map_or(0, unit)
 }
 
-fn parse_all<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<T>, String> {
-    texts.iter().map(|text| serde_json::from_str(text).map_err(|e| e.to_string())).collect()
+fn parse_all<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<Arc<T>>, String> {
+    let parse = |text: &String| serde_json::from_str(text).map(Arc::new);
+    texts.iter().map(|text| parse(text).map_err(|error| error.to_string())).collect()
 }
 
-fn of_namespace<T: Clone>(
-    all: &[T],
-    meta: impl Fn(&T) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+/// Of all objects of a kind, those of a namespace that a pod names.
+fn of_pod<T>(
+    all: &[Arc<T>],
+    meta: impl Fn(&T) -> &ObjectMeta,
     namespace: &str,
-) -> Vec<T> {
-    let here = |it: &&T| meta(it).namespace.as_deref().unwrap_or("default") == namespace;
-    all.iter().filter(here).cloned().collect()
+    names: &BTreeSet<&str>,
+) -> Vec<Arc<T>> {
+    let is_named = |it: &&Arc<T>| {
+        let meta = meta(it);
+        meta.namespace.as_deref().unwrap_or("default") == namespace
+            && meta.name.as_deref().is_some_and(|name| names.contains(name))
+    };
+    all.iter().filter(is_named).cloned().collect()
 }
 
 /// A random UUID (version 4), as the API server gives.

@@ -299,7 +299,7 @@ impl Owner {
         self.performer.acknowledge_now();
         for (world, planned) in actions {
             for action in planned {
-                self.performer.perform(&world, action);
+                self.performer.perform(&world, action, now);
             }
         }
         for uid in changed {

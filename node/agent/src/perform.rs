@@ -68,11 +68,28 @@ impl Performer {
         async move { drop(wake.send(Wake::Pod { uid, event }).await) }
     }
 
-    /// Begins an action.
-    pub(crate) fn perform(self: &Arc<Self>, world: &Arc<World>, action: Action) {
+    /// Begins an action that was decided at `decided`.
+    pub(crate) fn perform(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        action: Action,
+        decided: Timestamp,
+    ) {
         let (this, world) = (self.clone(), world.clone());
         tokio::spawn(async move {
             if let Some(event) = this.act(&world, action).await {
+                if let PodEvent::Started { container, attempt, at } = &event {
+                    // Read by `cargo xtask bench start`; the runner's clock and ours are one.
+                    let since = |begin| at.duration_since(begin).as_micros();
+                    tracing::debug!(
+                        uid = world.uid,
+                        %container,
+                        attempt,
+                        since_decided_us = since(decided),
+                        since_accepted_us = since(world.stored.accepted),
+                        "started"
+                    );
+                }
                 this.tell(&world.uid, event).await;
             }
         });
@@ -613,7 +630,7 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// What the client's `docker login` left, and the logins of the pod's pull secrets.
 fn credentials(world: &World) -> copepod_image::Credentials {
-    let (logins, wrong) = pull_secrets::logins(&world.stored.pod, &sandbox::objects(world));
+    let (logins, wrong) = pull_secrets::logins(&world.stored.pod, &world.stored.objects);
     for why in wrong {
         // As under a kubelet the pull is tried all the same: the image may be public.
         tracing::warn!(uid = world.uid, why);

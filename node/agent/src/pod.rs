@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use copepod_node::annotations::{self, NodeCeilings, PodOptions};
 use copepod_node::life::{ExitReason, ExitRecord, PodLife};
 use copepod_shim::protocol::{self, AttemptId};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::api::{PodEventView, PodName, PodView};
 use crate::logs;
@@ -75,7 +76,7 @@ impl Entry {
 
     /// The pod for a client, with its status as of now.
     pub(crate) fn view(&self) -> PodView {
-        let mut pod = self.world.stored.pod.clone();
+        let mut pod = Pod::clone(&self.world.stored.pod);
         pod.status = Some(self.life.status(&self.world.host_ips));
         PodView {
             pod: serde_json::to_string(&pod).unwrap_or_else(|_| "{}".to_owned()),
@@ -98,6 +99,8 @@ pub(crate) struct World {
     pub(crate) host_ips: Vec<std::net::IpAddr>,
     /// Where its containers' logs are: `<data>/logs/pods/<namespace>_<name>_<uid>`.
     pub(crate) logs: PathBuf,
+    /// What its annotations ask for.
+    pub(crate) options: PodOptions,
     /// Each container's image and code, once they are here.
     pub(crate) images: Mutex<HashMap<String, std::sync::Arc<ReadyImage>>>,
     /// Published listeners until the runner has them.
@@ -132,6 +135,7 @@ impl World {
         Self {
             logs: data.join("logs/pods").join(folder),
             uid,
+            options: annotations::parse(&stored.pod, &NodeCeilings::default()).unwrap_or_default(),
             stored,
             host_ips,
             images: Mutex::default(),
@@ -147,6 +151,12 @@ impl World {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
         }
+    }
+
+    /// The pod's volumes, in the spec's order.
+    pub(crate) fn volumes(&self) -> &[Volume] {
+        let spec = self.stored.pod.spec.as_ref();
+        spec.and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
     }
 
     /// The spec of a container, init containers included.

@@ -221,14 +221,18 @@ async fn run(
     };
     let now = Timestamp::now();
     let mut alive: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for stored in stored {
+    for mut stored in stored {
         let uid = stored.pod.metadata.uid.clone().unwrap_or_default();
         if let IpAddr::V4(ip) = stored.ip {
             owner.addresses.take_this(ip);
         }
         let facts = history.remove(&uid).unwrap_or_default();
-        let life = match PodLife::recover(stored.pod.clone(), &facts, now) {
-            Ok(life) => life,
+        // Taken out, so that the one pod is not copied for its defaults, and then shared.
+        let life = match PodLife::recover(std::mem::take(&mut stored.pod), &facts, now) {
+            Ok(life) => {
+                stored.pod = life.pod().clone();
+                life
+            }
             Err(refusals) => {
                 let why = refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 return Err(AgentError::Damaged { path: data.join("pods").join(uid), why });

@@ -15,9 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 use copepod_domain::{BindMount, Domain, HostError, Source};
-use copepod_node::annotations::{self, NodeCeilings};
 use copepod_node::env::{self, ImageConfig};
-use copepod_node::objects::KnownObjects;
 use copepod_node::quantity::Amount;
 use copepod_node::resolve;
 use copepod_node::volumes::{self, Content, PlannedMount};
@@ -25,8 +23,7 @@ use copepod_shim::protocol::{
     AttemptId, Dns, GuestMount, HostEntry, HttpSettings, Limits, PodSandbox, Port, Request,
     StartContainer, layout,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{Container, Volume};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::domains::Live;
@@ -147,43 +144,32 @@ fn folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
 }
 
 fn make_folders(world: &World, root: &Path, uid: u32) -> io::Result<()> {
-    std::fs::create_dir_all(&world.logs)?;
+    // The domain's: its runner makes a container's folder in it with the container's first line. And it keeps the domain's user from
+    // being given to another domain while the logs are here.
+    if let Some(all) = world.logs.parent() {
+        std::fs::create_dir_all(all)?;
+    }
+    folder(&world.logs, 0o700, uid)?;
     let rw = below(root, layout::RW).join(&world.uid);
-    let ro = below(root, layout::RO).join(&world.uid);
-    folder(&ro, 0o755, 0)?;
     // Root's, so that the runner cannot put a link in the place of a folder that the agent goes into.
     folder(&rw, 0o755, 0)?;
     folder(&rw.join(".termination"), 0o755, 0)?;
     for name in world.container_names() {
-        folder(&world.logs.join(&name), 0o700, uid)?;
         folder(&rw.join(".termination").join(&name), 0o700, uid)?;
     }
     Ok(())
 }
 
 /// Where in the runner's root a volume's folder is.
-fn volume_source(world: &World, name: &str, content: &Content, read_only: bool) -> String {
-    match content {
-        Content::EmptyDir { .. } => format!("{}/{}/{name}", layout::RW, world.uid),
-        Content::Files { .. } => format!("{}/{}/{name}", layout::RO, world.uid),
-        Content::HostPath { .. } => {
-            let access = if read_only { "ro" } else { "rw" };
-            format!("{}/{}/{name}-{access}", layout::MNT, world.uid)
-        }
-    }
-}
-
-/// The ConfigMaps and Secrets that came with the pod.
-pub(crate) fn objects(world: &World) -> KnownObjects {
-    known_objects(&world.stored.config_maps, &world.stored.secrets)
-}
-
-/// ConfigMaps and Secrets by their names.
-pub(crate) fn known_objects(config_maps: &[ConfigMap], secrets: &[Secret]) -> KnownObjects {
-    let named = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
-    KnownObjects {
-        config_maps: config_maps.iter().map(|it| (named(&it.metadata), it.clone())).collect(),
-        secrets: secrets.iter().map(|it| (named(&it.metadata), it.clone())).collect(),
+fn volume_source(world: &World, volume: &Volume, read_only: bool) -> String {
+    let name = &volume.name;
+    if volume.empty_dir.is_some() {
+        format!("{}/{}/{name}", layout::RW, world.uid)
+    } else if volume.host_path.is_some() {
+        let access = if read_only { "ro" } else { "rw" };
+        format!("{}/{}/{name}-{access}", layout::MNT, world.uid)
+    } else {
+        format!("{}/{}/{name}", layout::RO, world.uid)
     }
 }
 
@@ -193,11 +179,12 @@ async fn set_up_volumes(
     root: &Path,
     uid: u32,
 ) -> Result<(), SetUpFailed> {
-    let planned = volumes::plan(&world.stored.pod, &objects(world))
+    let volumes = world.volumes();
+    let planned = volumes::plan(&world.stored.pod, &world.stored.objects)
         .map_err(|error| SetUpFailed { reason: "FailedMount", message: error.to_string() })?;
-    for volume in planned {
+    for (volume, content) in volumes.iter().zip(planned.into_iter().map(|it| it.content)) {
         let failed = |error: io::Error| SetUpFailed::mount(&volume.name, error);
-        match &volume.content {
+        match &content {
             Content::EmptyDir { memory, size_limit } => {
                 let path = below(root, layout::RW).join(&world.uid).join(&volume.name);
                 folder(&path, 0o777, uid).map_err(failed)?;
@@ -209,7 +196,7 @@ async fn set_up_volumes(
                 }
             }
             Content::Files { files, .. } => {
-                let path = below(root, layout::RO).join(&world.uid).join(&volume.name);
+                let path = files_folder(world, root).map_err(failed)?.join(&volume.name);
                 write_files(&path, files, uid).map_err(failed)?;
             }
             Content::HostPath { path, create, checked } => {
@@ -217,7 +204,7 @@ async fn set_up_volumes(
                     .map_err(|message| SetUpFailed::mount(&volume.name, message))?;
                 for read_only in [true, false] {
                     if uses(world, &volume.name, read_only) {
-                        let target = volume_source(world, &volume.name, &volume.content, read_only);
+                        let target = volume_source(world, volume, read_only);
                         let source = Source::Descriptor(source.try_clone().map_err(failed)?);
                         mount(domain, source, &target, read_only, true).await.map_err(|error| {
                             SetUpFailed::mount(&volume.name, with_causes(&error))
@@ -232,6 +219,13 @@ async fn set_up_volumes(
 
 /// The size of an emptyDir in memory without a limit, of which guests use what they write: a kubelet gives half of the machine's.
 const DEFAULT_MEMORY_VOLUME: u64 = 1 << 30;
+
+/// Where what the agent writes for a pod lies; made where it is not there, as most pods need none.
+fn files_folder(world: &World, root: &Path) -> io::Result<PathBuf> {
+    let path = below(root, layout::RO).join(&world.uid);
+    folder(&path, 0o755, 0)?;
+    Ok(path)
+}
 
 fn uses(world: &World, volume: &str, read_only: bool) -> bool {
     world.container_names().iter().filter_map(|name| world.container(name)).any(|container| {
@@ -318,8 +312,7 @@ async fn mount(
 /// All places where [`set_up`] and [`start_request`] may have mounted something.
 fn mount_targets(world: &World) -> Vec<String> {
     let mut targets = vec![format!("{}/{}", layout::LOGS, world.uid)];
-    let spec = world.stored.pod.spec.as_ref();
-    for volume in spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+    for volume in world.volumes() {
         if volume.host_path.is_some() {
             targets.push(format!("{}/{}/{}-ro", layout::MNT, world.uid, volume.name));
             targets.push(format!("{}/{}/{}-rw", layout::MNT, world.uid, volume.name));
@@ -405,11 +398,10 @@ pub(crate) async fn start_request(
     let spec = world
         .container(container)
         .ok_or_else(|| SetUpFailed::config(format!("no container {container:?} in the pod")))?;
-    let objects = objects(world);
-    let process = process(performer, world, container, ready, &objects)?;
+    let process = process(performer, world, container, ready)?;
     let planned = volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
-    let mounts = guest_mounts(performer, world, container, planned, &objects).await?;
-    let options = annotations::parse(pod, &NodeCeilings::default()).unwrap_or_default();
+    let mounts = guest_mounts(performer, world, container, planned).await?;
+    let options = &world.options;
     Ok(StartContainer {
         id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
         code: ready.code.wasm.hex().to_owned(),
@@ -441,11 +433,10 @@ fn process(
     world: &World,
     container: &str,
     ready: &ReadyImage,
-    objects: &KnownObjects,
 ) -> Result<env::Process, SetUpFailed> {
     let ips = [world.stored.ip];
-    let context =
-        env::Context { objects, node: &performer.node.facts, pod_ips: &ips, services: &[] };
+    let (objects, node) = (&world.stored.objects, &performer.node.facts);
+    let context = env::Context { objects, node, pod_ips: &ips, services: &[] };
     let image = &ready.image;
     let config = ImageConfig {
         entrypoint: image.entrypoint.clone(),
@@ -495,7 +486,6 @@ async fn guest_mounts(
     world: &World,
     container: &str,
     planned: Vec<PlannedMount>,
-    objects: &KnownObjects,
 ) -> Result<Vec<GuestMount>, SetUpFailed> {
     let live = performer
         .domains
@@ -503,20 +493,20 @@ async fn guest_mounts(
         .await
         .ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
     let root = live.domain.root();
-    let contents: BTreeMap<String, Content> = volumes::plan(&world.stored.pod, objects)
-        .map_err(SetUpFailed::config)?
-        .into_iter()
-        .map(|volume| (volume.name, volume.content))
-        .collect();
     let mut mounts: Vec<GuestMount> = Vec::new();
     // Single files that are to be seen in one guest folder.
     let mut files: BTreeMap<String, Vec<(String, Vec<u8>)>> = BTreeMap::new();
     for (index, mount) in planned.into_iter().enumerate() {
-        let Some(content) = contents.get(&mount.volume) else { continue };
-        let source = volume_source(world, &mount.volume, content, mount.read_only);
-        let source = match (&mount.sub_path, content) {
-            (None, _) => source,
-            (Some(sub), Content::Files { files: all, .. }) => {
+        let volumes = world.volumes();
+        let Some(at) = volumes.iter().position(|it| it.name == mount.volume) else { continue };
+        let volume = &volumes[at];
+        let written_by_agent = volume.empty_dir.is_none() && volume.host_path.is_none();
+        let source = volume_source(world, volume, mount.read_only);
+        let source = match &mount.sub_path {
+            None => source,
+            Some(sub) if written_by_agent => {
+                let all = volumes::files_of(&world.stored.pod, at, &world.stored.objects)
+                    .map_err(SetUpFailed::config)?;
                 if let Some(file) = all.iter().find(|file| file.path == *sub) {
                     let (parent, name) = mount.path.rsplit_once('/').unwrap_or(("", &mount.path));
                     let parent = if parent.is_empty() { "/" } else { parent };
@@ -534,7 +524,7 @@ async fn guest_mounts(
                 }
                 format!("{source}/{sub}")
             }
-            (Some(sub), _) => {
+            Some(sub) => {
                 let target = sub_path_target(world, container, index);
                 let volume = below(root, &source);
                 make_sub_path(&volume, sub, live.domain.uid()).map_err(|error| {
@@ -551,7 +541,7 @@ async fn guest_mounts(
         mounts.push(GuestMount {
             guest: mount.path,
             source,
-            read_only: mount.read_only || matches!(content, Content::Files { .. }),
+            read_only: mount.read_only || written_by_agent,
             size_limit: None,
         });
     }
@@ -566,7 +556,8 @@ async fn guest_mounts(
             .into_iter()
             .map(|(path, bytes)| volumes::PlannedFile { path, bytes, mode: 0o444 })
             .collect();
-        write_files(&below(root, &source), &planned, live.domain.uid())
+        files_folder(world, root)
+            .and_then(|_| write_files(&below(root, &source), &planned, live.domain.uid()))
             .map_err(|error| SetUpFailed::config(format!("a file for {guest:?}: {error}")))?;
         mounts.push(GuestMount { guest, source, read_only: true, size_limit: None });
     }

@@ -10,7 +10,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use copepod_node::objects::Objects;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use serde::{Deserialize, Serialize};
 
@@ -20,12 +22,11 @@ use crate::journal::write_whole;
 /// A pod as it was accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stored {
-    /// The pod, defaulted, with its UID.
-    pub(crate) pod: Pod,
-    /// The ConfigMaps that came with it.
-    pub(crate) config_maps: Vec<ConfigMap>,
-    /// The Secrets that came with it.
-    pub(crate) secrets: Vec<Secret>,
+    /// The pod, defaulted, with its UID; shared with its life.
+    pub(crate) pod: Arc<Pod>,
+    /// What it names.
+    #[serde(flatten)]
+    pub(crate) objects: PodObjects,
     /// Its published ports.
     pub(crate) publish: Vec<Publish>,
     /// Credentials for its images.
@@ -38,6 +39,32 @@ pub(crate) struct Stored {
     pub(crate) domain: String,
     /// When it was accepted.
     pub(crate) accepted: jiff::Timestamp,
+}
+
+/// The ConfigMaps and Secrets that a pod names; shared by pods that came together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodObjects {
+    pub(crate) config_maps: Vec<Arc<ConfigMap>>,
+    pub(crate) secrets: Vec<Arc<Secret>>,
+}
+
+impl Objects for PodObjects {
+    fn config_map(&self, name: &str) -> Option<&ConfigMap> {
+        named(&self.config_maps, |it| it.metadata.name.as_deref(), name)
+    }
+
+    fn secret(&self, name: &str) -> Option<&Secret> {
+        named(&self.secrets, |it| it.metadata.name.as_deref(), name)
+    }
+}
+
+/// A pod names few objects, so that looking through them costs less than a map of them.
+fn named<'a, T>(
+    all: &'a [Arc<T>],
+    name_of: impl Fn(&T) -> Option<&str>,
+    name: &str,
+) -> Option<&'a T> {
+    all.iter().map(Arc::as_ref).find(|it| name_of(it) == Some(name))
 }
 
 /// A pod's file that cannot be read. Its guests are left alone, which is possible only while no agent acts.

@@ -13,14 +13,16 @@ use crate::container::Container;
 use crate::exit::End;
 use crate::guest::Stdio;
 
-/// Runs `code` in the container's sandbox. Dropping the future ends the guest, also one that spins or waits in a host call.
+/// Runs `code` in the container's sandbox; `begun` is called once its instance is made, just before its first instruction.
+/// Dropping the future ends the guest, also one that spins or waits in a host call.
 pub async fn run(
     container: &Arc<Container>,
     code: &Code,
     stdio: Stdio,
     args: Option<Vec<String>>,
+    begun: impl FnOnce() + Send,
 ) -> End {
-    let running = AssertUnwindSafe(run_unguarded(container, code, stdio, args));
+    let running = AssertUnwindSafe(run_unguarded(container, code, stdio, args, begun));
     // A defect in a host function ends this guest and no other.
     match running.catch_unwind().await {
         Ok(Ok(end)) => end,
@@ -46,12 +48,14 @@ async fn run_unguarded(
     code: &Code,
     stdio: Stdio,
     args: Option<Vec<String>>,
+    begun: impl FnOnce() + Send,
 ) -> wasmtime::Result<End> {
     match code {
         Code::Command(pre) => {
             let mut store = container.store_for(code, stdio, args);
             let running = async {
                 let command = pre.instantiate_async(&mut store).await?;
+                begun();
                 command.wasi_cli_run().call_run(&mut store).await
             };
             let result = container.metered(running).await?;
@@ -62,6 +66,7 @@ async fn run_unguarded(
             let running = async {
                 let instance = pre.instantiate_async(&mut store).await?;
                 let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+                begun();
                 start.call_async(&mut store, ()).await
             };
             container.metered(running).await?;

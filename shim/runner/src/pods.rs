@@ -10,9 +10,10 @@ use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use copepod_net::PodNet;
@@ -108,6 +109,23 @@ impl Running {
     async fn over(&self) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+}
+
+/// An attempt whose start is to be told once: with its first instruction, or with the sign that there will be none so soon.
+struct Beginning<'a> {
+    running: &'a Running,
+    told: Mutex<Option<oneshot::Sender<i64>>>,
+}
+
+impl Beginning<'_> {
+    fn tell(&self) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(told) = told {
+            let at_us = now_us();
+            self.running.started_us.store(at_us, Ordering::Relaxed);
+            let _ = told.send(at_us);
+        }
     }
 }
 
@@ -229,7 +247,7 @@ impl Pods {
         let (stop, stopped) = watch::channel(None);
         let running = Arc::new(Running {
             container: container.clone(),
-            started_us: AtomicI64::new(0),
+            started_us: AtomicI64::new(now_us()),
             stop,
             over: watch::channel(false).0,
         });
@@ -251,13 +269,26 @@ impl Pods {
         let (told, started) = oneshot::channel();
         let pods = self.clone();
         let living = async move {
-            let at_us = now_us();
-            running.started_us.store(at_us, Ordering::Relaxed);
-            let _ = told.send(at_us);
+            let beginning = Beginning { running: &running, told: Mutex::new(Some(told)) };
             let end = match server {
-                Some(server) => serve(&server, stopped).await,
-                None => run(&container, stopped).await,
+                Some(server) => {
+                    beginning.tell();
+                    serve(&server, stopped).await
+                }
+                None => {
+                    let mut program = pin!(run(&container, stopped, || beginning.tell()));
+                    match futures::poll!(program.as_mut()) {
+                        Poll::Ready(end) => end,
+                        Poll::Pending => {
+                            // A module whose start function spins has no first instruction of its main, and the agent
+                            // is not to wait for it.
+                            beginning.tell();
+                            program.await
+                        }
+                    }
+                }
             };
+            beginning.tell();
             // What holds the store and the sockets is gone here.
             drop(container);
             pods.finish(&running, end).await;
@@ -487,7 +518,7 @@ impl Pods {
             let streams = exec::Streams::new(descriptors)?;
             let stdio = streams.stdio();
             let container = running.container.clone();
-            let program = command::run(&container, &code, stdio, Some(request.args));
+            let program = command::run(&container, &code, stdio, Some(request.args), || ());
             let end = tokio::select! {
                 end = program => end,
                 () = sleep_for(timeout) => End {
@@ -624,9 +655,13 @@ async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<i64>>)
 }
 
 /// Runs a program until it ends by itself or is stopped.
-async fn run(container: &Arc<Container>, mut stopped: watch::Receiver<Option<i64>>) -> End {
+async fn run(
+    container: &Arc<Container>,
+    mut stopped: watch::Receiver<Option<i64>>,
+    begun: impl FnOnce() + Send,
+) -> End {
     let stdio = Stdio::of_container(container);
-    let program = command::run(container, &container.code, stdio, None);
+    let program = command::run(container, &container.code, stdio, None, begun);
     tokio::select! {
         end = program => end,
         end = stop(container, &mut stopped) => end,

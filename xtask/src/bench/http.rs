@@ -156,7 +156,7 @@ fn start_nginx(program: &Path, folder: &Path, port: u16) -> Result<Running> {
 }
 
 /// User and system time of these processes, all threads.
-fn cpu_seconds(pids: &[u32]) -> f64 {
+pub(super) fn cpu_seconds(pids: &[u32]) -> f64 {
     let ticks = |pid: &u32| -> Option<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is a name in brackets, which may hold anything.

@@ -8,7 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use copepod_tests::built::Built;
+use copepod_tests::manifest::{pod, probe};
+use copepod_tests::node::Node;
 use sha2::{Digest, Sha256};
 
 use super::peers::{self, Containerd, IMAGE, Running};
@@ -21,6 +24,8 @@ use crate::{debian, guests, programs};
 /// Starts per round: of a peer, and of ours, which takes no time.
 const PEER_STARTS: usize = 5;
 const OUR_STARTS: usize = 200;
+/// Whole pods of ours per round: each takes two commands.
+const OUR_PODS: usize = 20;
 
 pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
     let mut report = Report::default();
@@ -37,6 +42,17 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
     let containerd =
         step("starting containerd", || Containerd::start(cache, folder.path(), &bundle))?;
     report.notes.push(output(containerd.ctr().arg("--version"))?.trim().to_owned());
+
+    let (nft, registry) = (debian::program(cache, "nftables", "nft")?, "docker-registry".into());
+    let node = Node::of(Built { copepod: built.copepod, guests: guests.clone(), registry, nft })
+        .with_log("copepod_agent=debug");
+    step("starting a node", || {
+        node.load(&["probe"]);
+        // The domain stands while it lives, as on a node with pods.
+        node.start(&[pod("keeper", [probe(&["forever sleep 1000000"])])]);
+        node.wait_ready("keeper");
+        Ok(())
+    })?;
 
     let code = compile(&own.compile, &guests.join("probe.wasm"), folder.path())?;
     let socket = folder.path().join("runner.sock");
@@ -57,6 +73,7 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
                     time as f64,
                 );
             }
+            our_pods(&mut report, &node)?;
             let id = format!("bench-{}", std::process::id());
             let oci = |program: &Path| {
                 let mut command = without_hybrid_cgroups();
@@ -76,6 +93,35 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
     Ok(report)
 }
 
+/// Pods of one container each, one after the other, as the agent's log tells of their starts.
+fn our_pods(report: &mut Report, node: &Node) -> Result<()> {
+    let log = node.data().join("agent.log");
+    let read = || std::fs::read_to_string(&log).with_context(|| format!("no {}", log.display()));
+    let before = read()?.len();
+    let names: Vec<String> = (0..OUR_PODS).map(|n| format!("pod-{n}")).collect();
+    for name in &names {
+        node.start(&[pod(name, [probe(&["exit 0"])])]);
+        node.wait_over(name);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    node.ok(&[&["stop"], &names[..]].concat());
+    let told = read()?.split_off(before);
+    for (field, of) in [
+        ("since_decided_us=", "copepod: the agent's decision, until the first instruction"),
+        ("since_accepted_us=", "copepod: a pod accepted, until the first instruction"),
+    ] {
+        let found: Vec<f64> = told.lines().filter_map(|line| number_after(line, field)).collect();
+        ensure!(found.len() == OUR_PODS, "the log tells of {} starts: {told}", found.len());
+        found.into_iter().for_each(|time| report.sample(of, "µs", time));
+    }
+    Ok(())
+}
+
+/// The number that follows a mark in a line of the log.
+fn number_after(line: &str, mark: &str) -> Option<f64> {
+    line.split_once(mark)?.1.split_whitespace().next()?.parse().ok()
+}
+
 /// Compiled code under the name that a runner looks for, in the folder where it looks; that name.
 fn compile(compiler: &Path, wasm: &Path, root: &Path) -> Result<String> {
     let bytes = std::fs::read(wasm)?;
@@ -87,7 +133,7 @@ fn compile(compiler: &Path, wasm: &Path, root: &Path) -> Result<String> {
         .stdin(std::fs::File::open(wasm)?)
         .status()
         .context("cannot start the compiler")?;
-    anyhow::ensure!(status.success(), "the guest does not compile");
+    ensure!(status.success(), "the guest does not compile");
     Ok(name)
 }
 
@@ -102,7 +148,7 @@ fn start_runner(program: &Path, root: &Path, socket: &Path) -> Result<Running> {
     )?;
     let begin = Instant::now();
     while !socket.exists() {
-        anyhow::ensure!(begin.elapsed().as_secs() < 30, "the runner does not listen");
+        ensure!(begin.elapsed().as_secs() < 30, "the runner does not listen");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     Ok(runner)
@@ -142,5 +188,20 @@ fn peer(report: &mut Report, name: &str, command: &mut Command) {
                 report.notes.push(note);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_read_after_its_mark_and_up_to_the_next_space() {
+        let line =
+            "DEBUG copepod_agent: started attempt=0 since_decided_us=512 since_accepted_us=900";
+
+        assert_eq!(number_after(line, "since_decided_us="), Some(512.0));
+        assert_eq!(number_after(line, "since_accepted_us="), Some(900.0));
+        assert_eq!(number_after(line, "absent="), None);
     }
 }

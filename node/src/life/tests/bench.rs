@@ -145,8 +145,8 @@ impl Bench {
 
     /// The agent dies and comes back.
     pub(super) fn restart_agent(&mut self) {
-        self.life =
-            PodLife::recover(self.pod.clone(), &self.journal, self.now).expect("it parsed once");
+        self.life = PodLife::recover(self.pod.clone().into(), &self.journal, self.now)
+            .expect("it parsed once");
         self.journal.extend(self.life.take_facts());
     }
 

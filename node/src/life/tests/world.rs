@@ -89,7 +89,7 @@ impl World {
     /// A life made of the disk alone would decide the same.
     fn check_recovery(&self) {
         let mut other =
-            PodLife::recover(self.pod.clone(), &self.disk, self.now).expect("it parsed");
+            PodLife::recover(self.pod.clone().into(), &self.disk, self.now).expect("it parsed");
         assert_eq!(other.take_facts(), [], "recovery finds nothing new");
         let beginning = |action: &Action| matches!(action, Action::SetUp | Action::Start { .. });
         if self.life.end_reason().is_some() && self.pending.iter().any(beginning) {
@@ -272,7 +272,8 @@ impl World {
                 _ => {}
             }
         }
-        self.life = PodLife::recover(self.pod.clone(), &self.disk, self.now).expect("it parsed");
+        self.life =
+            PodLife::recover(self.pod.clone().into(), &self.disk, self.now).expect("it parsed");
         if self.life.has_sandbox() && !self.sandbox && !sandbox_asked {
             self.turn(Some(PodEvent::SandboxLost));
         }
