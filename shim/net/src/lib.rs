@@ -16,6 +16,8 @@ pub mod podnet;
 pub mod tcp;
 pub mod udp;
 
+mod calls;
+mod listening;
 mod stream;
 
 mod options;

@@ -70,6 +70,37 @@ pub(crate) async fn connect(source: IpAddr, to: SocketAddr) -> io::Result<TcpStr
     socket.connect(to).await
 }
 
+/// Has the kernel drop each first packet of a connection to this listener, as if it had been lost; handshakes that have begun come
+/// to their end.
+pub(crate) fn ignore_newcomers(listener: impl AsFd) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    /// Where a TCP header has its flags.
+    const FLAGS: u32 = 13;
+    let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, FLAGS),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, SYN | ACK),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+    ];
+    let program =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    // SAFETY: the descriptor is open while `listener` is borrowed; the kernel copies the program, whose length and address are given,
+    // and which outlives the call.
+    let done = unsafe {
+        libc::setsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Ends a listener while others still own it: what waits in its queue is reset and nothing more comes in.
 pub(crate) fn stop_listening(listener: impl AsFd) {
     // It fails for a socket that does not listen any more, which is what was wanted.

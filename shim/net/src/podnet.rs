@@ -1,21 +1,24 @@
-//! One pod's network, shared by its containers: binds, listeners, connections in and out, the quota, the closing.
+//! One pod's network, shared by its containers: binds, listeners, connections in and out, the quota, the stopping and closing.
 //! Absent: guests' sockets ([`crate::tcp`], [`crate::udp`]). Idle, it is its addresses and a counter: no socket, no timer.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use copepod_shim::protocol::PodSandbox;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::calls::{self, Call, Watch};
+use crate::listening::Listening;
 use crate::lookup::{LookupError, Names};
 use crate::os;
 use crate::rules::{Family, OUTSIDE_V4, OUTSIDE_V6, Place, Refused, Route, Rules, Scope};
+use crate::stream::Connection;
 use crate::table::{Claim, EntryId, Proto, Table};
 
 /// The queue of connections that an HTTP listener has not accepted yet: what `net.core.somaxconn` is by default (4096)
@@ -35,6 +38,8 @@ pub struct PodNet {
     names: Names,
     table: Mutex<Table>,
     sockets: Arc<Semaphore>,
+    /// Connections that containers accepted, also some that are gone.
+    accepted: Mutex<Vec<(Arc<str>, Weak<Connection>)>>,
 }
 
 impl PodNet {
@@ -45,6 +50,7 @@ impl PodNet {
             names: Names::new(sandbox),
             table: Mutex::default(),
             sockets: Arc::new(Semaphore::new(sandbox.max_sockets as usize)),
+            accepted: Mutex::default(),
         })
     }
 
@@ -79,7 +85,7 @@ impl PodNet {
                 io::Error::new(source.kind(), format!("cannot bind port {port} of {ip}: {source}"))
             }
         })?;
-        let socket = Arc::new(socket.listen(HTTP_BACKLOG)?);
+        let socket = Arc::new(Listening::new(socket.listen(HTTP_BACKLOG)?));
         binding.listens(&socket);
         Ok(Listener { socket, binding })
     }
@@ -169,8 +175,49 @@ impl PodNet {
     fn close(&self, container: Option<&str>) {
         let listeners = self.table().take_container(container);
         for listener in listeners {
-            os::stop_listening(&*listener);
+            listener.stop();
         }
+    }
+
+    /// Lets nobody new connect to a container that is to stop, and resolves once nobody is connected who waits for it. Those who the
+    /// kernel has told that they are connected are still accepted by the guest, and after them nobody.
+    ///
+    /// A connection that the container accepted is waited for while it is in use: while an answer is owed on it, and until it has been
+    /// quiet for a second after one. Without such connections it takes no time, with listeners a moment.
+    pub async fn see_callers_off(&self, container: &str) {
+        let listeners: Vec<_> = self.table().listeners(container).collect();
+        if !listeners.is_empty() {
+            listeners.iter().for_each(|listener| listener.ignore_newcomers());
+            // Handshakes under way end in this time, and who was let in at this very moment is seen.
+            tokio::time::sleep(calls::LOOK).await;
+            listeners.iter().for_each(|listener| listener.turn_away(self.sockets_left()));
+        }
+        let mut watch = Watch::default();
+        while watch.is_any_in_use(self.calls(container), Instant::now())
+            || listeners.iter().any(|listener| listener.waiting() > 0)
+        {
+            tokio::time::sleep(calls::LOOK).await;
+        }
+    }
+
+    fn calls(&self, container: &str) -> Vec<Call> {
+        let accepted = self.accepted();
+        let own = accepted.iter().filter(|(by, _)| **by == *container);
+        own.filter_map(|(_, connection)| connection.upgrade()?.call()).collect()
+    }
+
+    /// A container has accepted a connection.
+    pub(crate) fn accepts(&self, container: &Arc<str>, connection: &Arc<Connection>) {
+        let mut accepted = self.accepted();
+        if accepted.len() == accepted.capacity() {
+            // Only then: each is looked at twice in its life on the average.
+            accepted.retain(|(_, connection)| connection.strong_count() > 0);
+        }
+        accepted.push((Arc::clone(container), Arc::downgrade(connection)));
+    }
+
+    fn accepted(&self) -> MutexGuard<'_, Vec<(Arc<str>, Weak<Connection>)>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many sockets the pod may still open.
@@ -280,7 +327,7 @@ impl Binding {
     }
 
     /// From now on closing the container stops this listener.
-    pub(crate) fn listens(&self, listener: &Arc<TcpListener>) {
+    pub(crate) fn listens(&self, listener: &Arc<Listening>) {
         self.net.table().listens(self.proto, self.port, self.id, listener);
     }
 }
@@ -293,7 +340,7 @@ impl Drop for Binding {
 
 /// A port on which the platform accepts for a container.
 pub struct Listener {
-    socket: Arc<TcpListener>,
+    socket: Arc<Listening>,
     binding: Binding,
 }
 

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use rustix::net::Shutdown;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -15,6 +16,7 @@ use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::Pollable;
 use wasmtime_wasi_io::streams::{InputStream, OutputStream, StreamError, StreamResult};
 
+use crate::calls::Call;
 use crate::podnet::Permit;
 
 /// The most that one read brings, and one write takes: a guest's wish does not become an allocation of the host.
@@ -27,6 +29,10 @@ pub(crate) struct Connection {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
     reading_is_over: AtomicBool,
+    /// The last bytes that moved came from the peer.
+    guests_turn: AtomicBool,
+    /// Reads and writes that moved bytes.
+    moved: AtomicU32,
     sending: Mutex<Sending>,
     /// Told whenever `sending` has sent all, or failed.
     sent: Notify,
@@ -67,6 +73,8 @@ impl Connection {
             local,
             remote,
             reading_is_over: AtomicBool::new(false),
+            guests_turn: AtomicBool::new(false),
+            moved: AtomicU32::new(0),
             sending: Mutex::new(sending),
             sent: Notify::new(),
             _permit: permit,
@@ -75,6 +83,29 @@ impl Connection {
 
     pub(crate) fn tcp(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// Whose turn it is; none where the peer is gone.
+    pub(crate) fn call(&self) -> Option<Call> {
+        let mut byte = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let unread = match rustix::net::recv(&self.stream, &mut byte, flags) {
+            Ok((_, length)) => length > 0,
+            Err(Errno::AGAIN) => false,
+            Err(_) => return None,
+        };
+        Some(Call {
+            id: std::ptr::from_ref(self).addr(),
+            guests_turn: unread
+                || self.guests_turn.load(Ordering::Relaxed)
+                || !self.sending().pending.is_empty(),
+            moved: self.moved.load(Ordering::Relaxed),
+        })
+    }
+
+    fn moves(&self, to_the_guest: bool) {
+        self.guests_turn.store(to_the_guest, Ordering::Relaxed);
+        self.moved.fetch_add(1, Ordering::Relaxed);
     }
 
     /// No more is read: what arrives from now on is lost.
@@ -190,7 +221,10 @@ impl InputStream for Input {
                 self.0.reading_is_over.store(true, Ordering::Relaxed);
                 Err(StreamError::Closed)
             }
-            Ok(_) => Ok(buffer.into_inner().freeze()),
+            Ok(_) => {
+                self.0.moves(true);
+                Ok(buffer.into_inner().freeze())
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Bytes::new()),
             Err(e) => {
                 self.0.reading_is_over.store(true, Ordering::Relaxed);
@@ -240,6 +274,7 @@ impl OutputStream for Output {
         sending.granted = 0;
         sending.pending = bytes;
         drop(sending);
+        self.0.moves(false);
         let is_done = self.0.send_pending();
         let mut sending = self.0.sending();
         if is_done {

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
-use tokio::net::TcpListener;
-
+use crate::listening::Listening;
 use crate::rules::{Family, Place, Scope};
 
 /// TCP or UDP.
@@ -49,7 +48,7 @@ pub struct EntryId(u64);
 struct Entry {
     id: EntryId,
     claim: Claim,
-    listener: Weak<TcpListener>,
+    listener: Weak<Listening>,
 }
 
 /// The held ports of one pod. Empty, it owns no memory.
@@ -73,7 +72,7 @@ impl Table {
     }
 
     /// The entry's socket listens now: what [`Table::take_container`] gives back for closing.
-    pub fn listens(&mut self, proto: Proto, port: u16, id: EntryId, listener: &Arc<TcpListener>) {
+    pub fn listens(&mut self, proto: Proto, port: u16, id: EntryId, listener: &Arc<Listening>) {
         let entries = self.ports.get_mut(&(proto, port)).into_iter().flatten();
         for entry in entries.filter(|e| e.id == id) {
             entry.listener = Arc::downgrade(listener);
@@ -101,8 +100,17 @@ impl Table {
         entries.iter().any(on_wildcard) && !entries.iter().any(on_loopback)
     }
 
+    /// The container's listeners.
+    pub fn listeners<'a>(
+        &'a self,
+        container: &'a str,
+    ) -> impl Iterator<Item = Arc<Listening>> + 'a {
+        let entries = self.ports.values().flatten();
+        entries.filter(|e| *e.claim.container == *container).filter_map(|e| e.listener.upgrade())
+    }
+
     /// Takes out every entry of the container, or of all where `container` is `None`; what comes back listens still.
-    pub fn take_container(&mut self, container: Option<&str>) -> Vec<Arc<TcpListener>> {
+    pub fn take_container(&mut self, container: Option<&str>) -> Vec<Arc<Listening>> {
         let mut listeners = Vec::new();
         self.ports.retain(|_, entries| {
             entries.retain(|e| {

@@ -11,13 +11,14 @@ use std::task::{Context, Poll, Waker};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
 use wasmtime_wasi::p2::bindings::sockets::tcp::ShutdownType;
 use wasmtime_wasi::p2::{Pollable, SocketResult};
 use wasmtime_wasi_io::async_trait;
 
 use crate::linker::NetCtx;
+use crate::listening::Listening;
 use crate::options::{self, Options};
 use crate::os;
 use crate::podnet::{Binding, Permit, PodNet};
@@ -70,7 +71,7 @@ enum State {
     Connecting(Connecting),
     Connected(Arc<Connection>),
     Listening {
-        listener: Arc<TcpListener>,
+        listener: Arc<Listening>,
         arrived: Option<io::Result<(TcpStream, SocketAddr)>>,
     },
     /// Its connection did not come about.
@@ -244,7 +245,7 @@ impl TcpSocket {
         let State::Fresh(socket) = std::mem::replace(&mut self.state, State::Closed) else {
             return Err(ErrorCode::InvalidState.into());
         };
-        let listener = Arc::new(socket.listen(self.backlog)?);
+        let listener = Arc::new(Listening::new(socket.listen(self.backlog)?));
         bound.binding.listens(&listener);
         self.state = State::Listening { listener, arrived: None };
         self.started = Some(Started::Listen);
@@ -268,10 +269,7 @@ impl TcpSocket {
         let permit = Arc::new(self.net.take_socket().ok_or(ErrorCode::NewSocketLimit)?);
         let accepted = match arrived.take() {
             Some(accepted) => accepted,
-            None => match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(accepted) => accepted,
-                Poll::Pending => return Err(ErrorCode::WouldBlock.into()),
-            },
+            None => listener.accept_now().ok_or(ErrorCode::WouldBlock)?,
         };
         let (stream, peer) = accepted.map_err(accept_error)?;
         let rules = self.net.rules();
@@ -286,6 +284,7 @@ impl TcpSocket {
         };
         let local = SocketAddr::new(local, bound.binding.port());
         let connection = Connection::new(stream, local, remote, Arc::clone(&permit));
+        self.net.accepts(&self.container, &connection);
         let socket = Self {
             net: Arc::clone(&self.net),
             container: Arc::clone(&self.container),
@@ -334,7 +333,7 @@ impl TcpSocket {
         match &self.state {
             State::Fresh(_) => {}
             // Linux takes another length while it listens.
-            State::Listening { listener, .. } => rustix::net::listen(listener, value as i32)?,
+            State::Listening { listener, .. } => listener.set_backlog(value as i32)?,
             _ => return Err(ErrorCode::InvalidState.into()),
         }
         self.backlog = value;

@@ -337,3 +337,91 @@ async fn steps_out_of_order_are_refused_by_name() {
     let bound = guest.bind(&wrong_family, address("127.0.0.1:0")).await;
     assert!(matches!(code(bound), ErrorCode::InvalidArgument));
 }
+
+/// Whether `future` is done after what can happen without anybody's doing.
+async fn is_done<F: Future + Unpin>(future: &mut F) -> bool {
+    tokio::time::timeout(std::time::Duration::from_millis(300), future).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_container_that_stops_lets_in_who_stood_in_the_queue_and_nobody_after() {
+    let sandbox = sandbox();
+    let net = PodNet::new(&sandbox);
+    let (mut server, mut client) = (Guest::new(&net, "server"), Guest::new(&net, "client"));
+    let listener = server.listen(V4, address("0.0.0.0:8080")).await;
+    let to = at(pod_ip(&sandbox), 8080);
+    let early = client.connect(to).await.expect("connected");
+    let seen_off = {
+        let net = net.clone();
+        tokio::spawn(async move { net.see_callers_off("server").await })
+    };
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+
+    let late = client.connect(to).await;
+    let accepted = server.accept(&listener).await;
+    client.write(&early, b"ping").await;
+    let ping = server.read(&accepted).await;
+    let another = {
+        let again = server.try_accept(&listener);
+        tokio::time::timeout(std::time::Duration::from_millis(100), again).await
+    };
+
+    assert!(matches!(code(late), ErrorCode::ConnectionRefused));
+    assert_eq!(ping.as_deref(), Some(&b"ping"[..]));
+    assert!(another.is_err(), "a listener without newcomers waits");
+    assert!(!seen_off.is_finished(), "an answer is owed");
+}
+
+#[tokio::test]
+async fn a_container_that_stops_waits_for_answers_that_it_owes_and_not_for_idle_connections() {
+    let sandbox = sandbox();
+    let net = PodNet::new(&sandbox);
+    let (mut server, mut client) = (Guest::new(&net, "server"), Guest::new(&net, "client"));
+    let listener = server.listen(V4, address("0.0.0.0:8080")).await;
+    let asking = client.connect(at(pod_ip(&sandbox), 8080)).await.expect("connected");
+    let asked = server.accept(&listener).await;
+    client.write(&asking, b"question").await;
+    let mut seen_off = Box::pin(net.see_callers_off("server"));
+
+    assert!(!is_done(&mut seen_off).await, "the question is not even read");
+    assert!(server.read(&asked).await.is_some());
+    assert!(!is_done(&mut seen_off).await, "an answer is owed");
+    server.write(&asked, b"answer").await;
+    assert!(client.read(&asking).await.is_some());
+
+    // The connection stays, as one that is kept for later.
+    seen_off.await;
+}
+
+#[tokio::test]
+async fn a_container_that_stops_waits_for_nobody_where_its_only_peer_is_gone() {
+    let sandbox = sandbox();
+    let net = PodNet::new(&sandbox);
+    let mut server = Guest::new(&net, "server");
+    let listener = server.listen(V4, address("0.0.0.0:8080")).await;
+    let caller = tokio::net::TcpStream::connect((pod_ip(&sandbox), 8080)).await.expect("connected");
+    let called = server.accept(&listener).await;
+    caller.writable().await.expect("writable");
+    assert_eq!(caller.try_write(b"question").expect("written"), 8);
+    assert!(server.read(&called).await.is_some());
+
+    caller.set_zero_linger().expect("a socket takes it");
+    drop(caller);
+
+    net.see_callers_off("server").await;
+}
+
+#[tokio::test]
+async fn a_container_without_connections_stops_at_once_whatever_connections_it_opened() {
+    let sandbox = sandbox();
+    let net = PodNet::new(&sandbox);
+    let (mut server, mut worker) = (Guest::new(&net, "server"), Guest::new(&net, "worker"));
+    let listener = server.listen(V4, address("0.0.0.0:8080")).await;
+    let asking = worker.connect(at(pod_ip(&sandbox), 8080)).await.expect("connected");
+    let _asked = server.accept(&listener).await;
+    worker.write(&asking, b"question").await;
+
+    let mut seen_off = Box::pin(net.see_callers_off("worker"));
+
+    assert!(is_done(&mut seen_off).await);
+}

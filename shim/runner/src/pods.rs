@@ -668,21 +668,25 @@ async fn run(
     }
 }
 
-/// Resolves once the program is to be dropped: WASI has no signal that could ask it to end by itself.
+/// Resolves once the program is to be dropped: WASI has no signal that could ask it to end by itself. From the stop on nobody new is
+/// let in, and who was is answered; without callers it is over at once, and at the deadline in any case.
 async fn stop(container: &Container, stopped: &mut watch::Receiver<Option<i64>>) -> End {
-    let deadline = loop {
-        match stopped.wait_for(Option::is_some).await.map(|deadline| *deadline) {
-            Ok(Some(deadline)) => break deadline,
-            Ok(None) => {}
-            // Nobody can stop it any more.
-            Err(_) => std::future::pending().await,
-        }
+    // Where nobody can stop it any more, it is not stopped.
+    let Ok(()) = stopped.wait_for(Option::is_some).await.map(drop) else {
+        return std::future::pending().await;
     };
-    if until(deadline).is_none() {
-        return End::killed();
+    let mut answered = std::pin::pin!(container.net.see_callers_off(&container.name));
+    loop {
+        let deadline = *stopped.borrow_and_update();
+        let Some(left) = deadline.and_then(until) else { return End::killed() };
+        tokio::select! {
+            biased;
+            () = &mut answered => return End::stopped(),
+            () = tokio::time::sleep(left) => return End::killed(),
+            // The deadline has come nearer.
+            Ok(()) = stopped.changed() => {}
+        }
     }
-    container.net.close_container(&container.name);
-    End::stopped()
 }
 
 /// How long until this Unix time in milliseconds; none: it is past.

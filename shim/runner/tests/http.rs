@@ -6,11 +6,9 @@
 mod support;
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use copepod_shim::kind::Kind;
@@ -22,10 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 
-use support::{Agent, Runner, container, patiently};
-
-/// The address of the tests' pod, of `support::sandbox`.
-const POD_IP: &str = "127.77.0.1";
+use support::{Agent, POD_IP, Runner, container, patiently, port};
 
 /// An unlimited grace: a minute later the test has failed anyway.
 const LATER_MS: i64 = 60_000;
@@ -33,42 +28,9 @@ const LATER_MS: i64 = 60_000;
 const SETTINGS: HttpSettings =
     HttpSettings { reuse: 1, concurrency: 16, queue: 16, timeout_ms: 30_000 };
 
-/// The guest: of the environment, or built once with the compiler in the cache.
 fn guest() -> &'static [u8] {
     static GUEST: OnceLock<Vec<u8>> = OnceLock::new();
-    GUEST.get_or_init(|| {
-        let path = match std::env::var_os("COPEPOD_GUESTS") {
-            Some(folder) => PathBuf::from(folder).join("http-cases.wasm"),
-            None => build_guest(),
-        };
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    })
-}
-
-fn build_guest() -> PathBuf {
-    let home = std::env::var_os("HOME").expect("a home");
-    let rustc = Path::new(&home).join(".cache/copepod/guest-rust/bin/rustc");
-    assert!(rustc.exists(), "no compiler for guests: run cargo xtask guests");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/Cargo.toml");
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"])
-        .args(["--package", "http-cases", "--manifest-path"])
-        .arg(manifest)
-        .env("RUSTC", rustc)
-        .env("CARGO_TARGET_DIR", &target)
-        .status()
-        .expect("cargo starts");
-    assert!(built.success(), "the guest is not built");
-    target.join("wasm32-wasip2/release/http_cases.wasm")
-}
-
-/// A port that no other test of this process uses.
-fn port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Below the range of ports that the kernel hands out.
-    let base = 20_000 + (std::process::id() % 200) as u16 * 50;
-    base + NEXT.fetch_add(1, Ordering::Relaxed)
+    GUEST.get_or_init(|| support::guest("http-cases"))
 }
 
 /// A served container.

@@ -2,6 +2,7 @@
 //!
 //! Absent: confinement (`copepod-domain`'s tests), HTTP and sockets in depth (the tests of `http` and of `copepod-net`).
 
+#[allow(dead_code, reason = "the other tests of the runner use the rest")]
 mod support;
 
 use std::fs::File;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use copepod_shim::kind::Kind;
@@ -21,6 +22,9 @@ use tokio::net::UnixStream;
 
 /// The UID of the tests' pod.
 pub(crate) const POD: &str = "11111111-2222-3333-4444-555555555555";
+
+/// The address of the tests' pod.
+pub(crate) const POD_IP: &str = "127.77.0.1";
 
 /// After this long a test has failed; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -149,6 +153,45 @@ fn compiler() -> &'static Path {
     })
 }
 
+/// An example of this repository as wasm: of the environment, or built with the compiler in the cache.
+pub(crate) fn guest(example: &str) -> Vec<u8> {
+    let path = match std::env::var_os("COPEPOD_GUESTS") {
+        Some(folder) => PathBuf::from(folder).join(format!("{example}.wasm")),
+        None => build_guest(example),
+    };
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn build_guest(example: &str) -> PathBuf {
+    let home = std::env::var_os("HOME").expect("a home");
+    let rustc = Path::new(&home).join(".cache/copepod/guest-rust/bin/rustc");
+    assert!(rustc.exists(), "no compiler for guests: run cargo xtask guests");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/Cargo.toml");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"])
+        .args(["--package", example, "--manifest-path"])
+        .arg(manifest)
+        .env("RUSTC", rustc)
+        .env("CARGO_TARGET_DIR", &target)
+        .status()
+        .expect("cargo starts");
+    assert!(built.success(), "the guest is not built");
+    let folder = target.join("wasm32-wasip2/release");
+    // A library's file has underscores.
+    let [program, library] = [example.to_owned(), example.replace('-', "_")];
+    let mut files = [program, library].map(|name| folder.join(format!("{name}.wasm"))).into_iter();
+    files.find(|file| file.exists()).expect("built")
+}
+
+/// A port that no other test of this process uses.
+pub(crate) fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below the range of ports that the kernel hands out.
+    let base = 20_000 + (std::process::id() % 200) as u16 * 50;
+    base + NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A connected agent.
 pub(crate) struct Agent {
     pub(crate) sender: FrameSender,
@@ -260,7 +303,7 @@ pub(crate) fn sandbox(pod: &str) -> PodSandbox {
         pod: pod.into(),
         name: "pod".into(),
         namespace: "default".into(),
-        ipv4: Some([127, 77, 0, 1].into()),
+        ipv4: Some(POD_IP.parse().expect("an address")),
         ipv6: None,
         loopback: [127, 78, 0, 1].into(),
         hostname: "pod".into(),
