@@ -1,6 +1,6 @@
 //! An HTTP component that does what its path says, well or badly.
 //!
-//! `/hello /echo /about /count /slow?ms /sleepless?ms /stream?kib /trailers /late?ms /out?url /post?url` behave;
+//! `/hello /echo /about /count /slow?ms /sleepless?ms /stream?kib /trailers /late?ms /out?url /out-late?url /post?url` behave;
 //! `/trap /trap-late /spin /alloc?mib /never /short /unfinished /error /exit?code` do not.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,6 +47,7 @@ impl Guest for Cases {
                 println!("late work is done");
             }
             "/out" => call(out, Method::Get, query),
+            "/out-late" => call_late(out, query),
             "/post" => call(out, Method::Post, query),
             "/trap" => core::arch::wasm32::unreachable(),
             "/trap-late" => {
@@ -190,6 +191,25 @@ fn stream(out: ResponseOutparam, kib: u64) {
     }
     drop(to);
     let _ = OutgoingBody::finish(body, None);
+}
+
+/// A GET to `url=http://host:port/path` whose empty body is flushed and finished only after its response has come.
+fn call_late(out: ResponseOutparam, query: &str) {
+    let url = query.strip_prefix("url=http://").unwrap_or_default();
+    let (authority, path) = url.split_at(url.find('/').unwrap_or(url.len()));
+    let fields = Fields::new();
+    fields.append("content-length", b"0").expect("an allowed header");
+    let request = OutgoingRequest::new(fields);
+    request.set_authority(Some(authority)).expect("an authority");
+    request.set_path_with_query(Some(path)).expect("a path");
+    let body = request.body().expect("first body");
+    let to = body.write().expect("first write");
+    let future = outgoing_handler::handle(request, None).expect("sent");
+    future.subscribe().block();
+    let flushed = to.blocking_flush();
+    drop(to);
+    let finished = OutgoingBody::finish(body, None);
+    text(out, 200, &format!("{flushed:?} {finished:?}\n"));
 }
 
 /// `url=http://host:port/path`, with `&wait=ms` for both timeouts.

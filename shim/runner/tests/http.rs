@@ -406,6 +406,16 @@ async fn what_cannot_be_reached_is_told_by_its_error_code() {
 }
 
 #[tokio::test]
+async fn a_guest_may_finish_its_empty_body_after_the_response_has_come() {
+    let served = serve(SETTINGS).await;
+    let (port, _) = outside().await;
+
+    let received = served.get(&format!("/out-late?url=http://{POD_IP}:{port}/")).await;
+
+    assert_eq!(received.text(), "Ok(()) Ok(())\n");
+}
+
+#[tokio::test]
 async fn a_guest_that_calls_itself_for_ever_is_bounded_by_its_concurrency() {
     // W46 of reliability.md: the chain ends at the gate.
     let settings = HttpSettings { concurrency: 3, queue: 0, ..SETTINGS };

@@ -1,7 +1,8 @@
 //! The client behind `wasi:http/outgoing-handler`: HTTP/1.1 over connections that the pod's network dials and judges.
 //!
 //! Connections are kept per container and used again. hyper-util's pooled client was not taken: `wasi:http` has a connect
-//! timeout per request, which its connector cannot see. Absent: `https` (refused with a message) and HTTP/2.
+//! timeout per request, which its connector cannot see. Absent: `https` (refused with a message) and HTTP/2; the request's body
+//! (`upload`).
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -30,6 +31,7 @@ use crate::container::Container;
 
 use super::idle::{Idle, Put, keep_sweeping};
 use super::paced::PacedBody;
+use super::upload::Upload;
 
 /// How long an unused connection is kept: shorter than the 60 s or more after which common servers close theirs.
 const KEEP_CONNECTION: Duration = Duration::from_secs(30);
@@ -68,7 +70,7 @@ impl Default for Pool {
 #[derive(Debug)]
 struct Connection {
     to: Target,
-    sender: SendRequest<WasiBody>,
+    sender: SendRequest<Upload>,
 }
 
 /// Where a request goes.
@@ -176,7 +178,8 @@ async fn send(
     request: Request<WasiBody>,
     options: Option<RequestOptions>,
 ) -> Result<Response<WasiBody>, Error> {
-    let (to, mut request) = judge(request)?;
+    let (to, request) = judge(request)?;
+    let mut request = Upload::of(request).await?;
     let connect = options.as_ref().and_then(|options| options.connect_timeout);
     let first_byte = options.as_ref().and_then(|options| options.first_byte_timeout);
     let between_bytes = options.as_ref().and_then(|options| options.between_bytes_timeout);
@@ -238,7 +241,7 @@ fn judge<B>(mut request: Request<B>) -> Result<(Target, Request<B>), Error> {
 }
 
 /// An unused connection that is still good.
-async fn take(pool: &Pool, to: &Target) -> Option<SendRequest<WasiBody>> {
+async fn take(pool: &Pool, to: &Target) -> Option<SendRequest<Upload>> {
     while let Some(Connection { mut sender, .. }) =
         pool.0.take_fitting(|connection| connection.to == *to)
     {
@@ -249,7 +252,7 @@ async fn take(pool: &Pool, to: &Target) -> Option<SendRequest<WasiBody>> {
     None
 }
 
-async fn dial(container: &Container, to: &Target) -> Result<SendRequest<WasiBody>, Error> {
+async fn dial(container: &Container, to: &Target) -> Result<SendRequest<Upload>, Error> {
     let stream = match container.net.connect(&to.host, to.port).await {
         Err(DialError::SocketLimit) => {
             // Those that nobody uses now give way to one that somebody wants.
