@@ -21,6 +21,8 @@ pub mod layout {
     pub const CODE: &str = "/code";
     /// What the agent writes and the runner reads: one folder per pod UID.
     pub const RO: &str = "/ro";
+    /// The certificates of the authorities that the node trusts, in PEM, for guests' `https` requests; missing where it has none.
+    pub const AUTHORITIES: &str = "/ro/ca-certificates.crt";
     /// What the runner writes: one folder per pod UID (emptyDirs, termination messages).
     pub const RW: &str = "/rw";
     /// Pod log directories, one per pod UID; the agent opens nothing in them but beneath and without links.

@@ -18,6 +18,7 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use crate::authorities;
 pub use crate::cgroup::{Limits, Usage};
 use crate::error::{HostError, Step};
 use crate::host::{Inner, blocking};
@@ -321,6 +322,10 @@ fn start_new(
         return Err(HostError::Exhausted("number for another domain"));
     };
     tree.make(record.uid)?;
+    // Before the root is a mount: links do not reach from one mount into another.
+    if let Err(error) = authorities::lay(&host.data, &tree.root().join("ro")) {
+        tracing::warn!(domain = %spec.id, %error, "guests' https requests will find no authorities to trust");
+    }
     let root = mounts::make_shared_root(&tree.root())?;
     let code = Source::Beneath { root: spec.code.clone(), path: PathBuf::new() };
     mounts::bind(root.as_fd(), code, Path::new("code"), mounts::CODE, None)?;

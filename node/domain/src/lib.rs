@@ -7,6 +7,7 @@
 //! Elsewhere: what runs in a runner and how it gives up its privileges (`copepod-runner`); pods, volumes and the journal (`copepod-agent`).
 //! Invariant: whatever is made on the host carries the data directory's id, and [`host::Host::reset`] finds and undoes it.
 
+mod authorities;
 pub mod cgroup;
 pub mod check;
 pub mod cidr;

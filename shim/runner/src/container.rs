@@ -21,6 +21,7 @@ use crate::cpu::{self, Cpu};
 use crate::engines::Engines;
 use crate::exit::MAX_MESSAGE;
 use crate::guest::{GuestState, Preview1State, Stdio};
+use crate::http::tls::Trust;
 use crate::ledger::Ledger;
 use crate::log::Log;
 use crate::root::Root;
@@ -49,6 +50,8 @@ pub struct Container {
     pub instances: AtomicU32,
     /// Connections kept for `wasi:http` requests of its guests.
     pub outgoing: crate::http::outgoing::Pool,
+    /// Whom they trust.
+    pub trust: Arc<Trust>,
     mounts: Vec<Mount>,
     root: Root,
 }
@@ -73,6 +76,7 @@ impl Container {
         code: Arc<Code>,
         engines: Arc<Engines>,
         net: Arc<PodNet>,
+        trust: Arc<Trust>,
         root: &Root,
     ) -> Arc<Self> {
         let mut mounts: Vec<Mount> = spec
@@ -103,6 +107,7 @@ impl Container {
             requests: AtomicU64::new(0),
             instances: AtomicU32::new(0),
             outgoing: crate::http::outgoing::Pool::default(),
+            trust,
             mounts,
             root: root.clone(),
             spec,

@@ -36,6 +36,7 @@ use crate::exec;
 use crate::exit::End;
 use crate::guest::Stdio;
 use crate::http;
+use crate::http::tls::Trust;
 use crate::publish;
 use crate::records::Records;
 use crate::root::Root;
@@ -59,6 +60,7 @@ const DEFAULT_HTTP_PORT: u16 = 8080;
 pub struct Pods {
     root: Root,
     engines: Arc<Engines>,
+    trust: Arc<Trust>,
     records: Arc<Records>,
     runtime: OnceLock<Handle>,
     pods: Mutex<HashMap<String, Pod>>,
@@ -138,6 +140,7 @@ impl Pods {
         let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
         Ok(Arc::new(Self {
             engines: Engines::new(root.clone()).map_err(anyhow::Error::from)?,
+            trust: Trust::new(&root),
             root,
             records,
             runtime: OnceLock::new(),
@@ -241,7 +244,8 @@ impl Pods {
         };
         let container = {
             let _entered = runtime.enter();
-            Container::new(spec, code, self.engines.clone(), net, &self.root)
+            let (engines, trust) = (self.engines.clone(), self.trust.clone());
+            Container::new(spec, code, engines, net, trust, &self.root)
         };
         check_directories(&container)?;
         let (stop, stopped) = watch::channel(None);

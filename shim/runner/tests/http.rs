@@ -12,13 +12,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use copepod_shim::kind::Kind;
-use copepod_shim::protocol::{ExitReason, HttpSettings, Port, StartContainer};
+use copepod_shim::protocol::{ExitReason, HttpSettings, Port, StartContainer, layout};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use support::{Agent, POD_IP, Runner, container, patiently, port};
 
@@ -336,6 +341,10 @@ async fn at_the_deadline_a_stopped_container_is_killed() {
 
 /// A server outside of every pod, at an address that the tests' pod may reach; it counts its connections.
 async fn outside() -> (u16, Arc<AtomicU32>) {
+    outside_under(None).await
+}
+
+async fn outside_under(tls: Option<TlsAcceptor>) -> (u16, Arc<AtomicU32>) {
     let listener = TcpListener::bind((POD_IP, 0)).await.expect("bound");
     let port = listener.local_addr().expect("an address").port();
     let connections = Arc::new(AtomicU32::new(0));
@@ -354,7 +363,18 @@ async fn outside() -> (u16, Arc<AtomicU32>) {
                 Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(text))))
             });
             let connection = hyper::server::conn::http1::Builder::new();
-            tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                let _ = match tls {
+                    None => connection.serve_connection(TokioIo::new(stream), service).await,
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => {
+                            connection.serve_connection(TokioIo::new(stream), service).await
+                        }
+                        Err(_) => return,
+                    },
+                };
+            });
         }
     });
     (port, connections)
@@ -394,7 +414,7 @@ async fn what_cannot_be_reached_is_told_by_its_error_code() {
         (format!("http://{POD_IP}:1/"), "ErrorCode::ConnectionRefused"),
         ("http://169.254.169.254/".to_owned(), "ErrorCode::DestinationIpProhibited"),
         ("http://no.such.name/".to_owned(), "ErrorCode::DnsError"),
-        (format!("https://{POD_IP}:{port}/"), "https is not supported"),
+        (format!("https://{POD_IP}:{port}/"), "the node has no certificates of authorities"),
         (format!("http://user@{POD_IP}:{port}/"), "ErrorCode::HttpRequestUriInvalid"),
         (format!("http://{POD_IP}:{port}/never&wait=200"), "ErrorCode::ConnectionReadTimeout"),
     ] {
@@ -413,6 +433,101 @@ async fn a_guest_may_finish_its_empty_body_after_the_response_has_come() {
     let received = served.get(&format!("/out-late?url=http://{POD_IP}:{port}/")).await;
 
     assert_eq!(received.text(), "Ok(()) Ok(())\n");
+}
+
+/// An authority of the tests' own, and what it vouches for.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("signed").pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A server under TLS that proves to be `name`, as [`outside`] otherwise.
+    async fn vouches_for(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (u16, Arc<AtomicU32>) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("a certificate");
+        outside_under(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    /// Has the guests of this runner trust it.
+    fn is_trusted_by(&self, runner: &Runner) {
+        let bundle = runner.root().join(layout::AUTHORITIES.trim_start_matches('/'));
+        std::fs::create_dir_all(bundle.parent().expect("a folder")).expect("made");
+        std::fs::write(bundle, &self.pem).expect("written");
+    }
+}
+
+#[tokio::test]
+async fn https_goes_to_a_server_whose_certificate_is_vouched_for_and_uses_its_connection_again() {
+    let served = serve(SETTINGS).await;
+    let authority = Authority::new("ours");
+    authority.is_trusted_by(&served.runner);
+    let (port, connections) = authority.vouches_for(POD_IP, |_| {}).await;
+
+    for _ in 0..3 {
+        let received = served.get(&format!("/out?url=https://{POD_IP}:{port}/a?b=c")).await;
+
+        assert_eq!(received.text(), format!("{POD_IP}:{port} /a?b=c 0\n"));
+    }
+
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_prove_who_it_is_gets_no_request_and_the_log_says_why() {
+    let served = serve(SETTINGS).await;
+    let authority = Authority::new("ours");
+    authority.is_trusted_by(&served.runner);
+    let long_ago = |params: &mut CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+    };
+
+    for ((port, _), why) in [
+        (authority.vouches_for("shop.example", |_| {}).await, "not valid for name"),
+        (authority.vouches_for(POD_IP, long_ago).await, "certificate expired"),
+        (Authority::new("another").vouches_for(POD_IP, |_| {}).await, "UnknownIssuer"),
+    ] {
+        let received = served.get(&format!("/out?url=https://{POD_IP}:{port}/")).await;
+
+        assert_eq!(received.status, StatusCode::BAD_GATEWAY, "{why}");
+        assert!(received.text().contains("ErrorCode::TlsCertificateError"), "{}", received.text());
+        assert!(served.log_says(&format!("no TLS to {POD_IP}:{port}: ")).await, "{why}");
+        assert!(served.log_says(why).await, "{why}: {}", served.runner.log("web"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_tls_is_told_by_its_error_code() {
+    let served = serve(SETTINGS).await;
+    Authority::new("ours").is_trusted_by(&served.runner);
+    let (port, _) = outside().await;
+
+    let received = served.get(&format!("/out?url=https://{POD_IP}:{port}/")).await;
+
+    assert!(received.text().contains("ErrorCode::TlsProtocolError"), "{}", received.text());
 }
 
 #[tokio::test]

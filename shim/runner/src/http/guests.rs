@@ -21,7 +21,7 @@ use crate::cpu;
 use crate::exit::End;
 use crate::guest::GuestState;
 
-use super::notes::{Note, Notes};
+use super::notes::Notes;
 use super::respond::{Fault, Guests, Head, RequestBody};
 
 /// The component of one container.
@@ -112,13 +112,6 @@ impl Guests for Component {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let note = notes.note(Instant::now());
         drop(notes);
-        match note {
-            Note::Tell { kept_back: 0 } => self.container.log.note(line),
-            Note::Tell { kept_back } => {
-                self.container.log.note(&format!("{kept_back} more notes were left out"));
-                self.container.log.note(line);
-            }
-            Note::KeepBack => {}
-        }
+        note.write(&self.container.log, line);
     }
 }

@@ -4,7 +4,7 @@
 //! `head` (is it one?) and `gate` (may it enter?) into an instance of `guests`; `body` carries the response while the
 //! guest writes it. `idle` keeps what may be used again, `paced` loses patience with peers that stand still,
 //! `notes` bounds what is told about failures.
-//! [`outgoing`] is the client behind `wasi:http/outgoing-handler`; `upload` is what it sends.
+//! [`outgoing`] is the client behind `wasi:http/outgoing-handler`; `upload` is what it sends, [`tls`] whom it trusts.
 //!
 //! Elsewhere: sockets and their rules (`copepod-net`), stores and limits (the crate's root).
 //! Invariant: an idle container holds one task and one descriptor per listener, and no instance.
@@ -31,6 +31,7 @@ mod respond;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod upload;
 
 /// A container that is being served. Dropping it stops it.

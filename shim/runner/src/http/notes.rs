@@ -1,8 +1,11 @@
 //! How many of the server's own lines a container's log takes: clients can make it fail as often as they like.
 //!
-//! Pure. Absent: writing them.
+//! Deciding is pure; [`Note::write`] is its one effect.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::log::Log;
 
 /// Lines about failed requests in one second: enough to see a pattern; a trap's backtrace is up to 4 KiB.
 const NOTES_PER_SECOND: u32 = 10;
@@ -22,6 +25,20 @@ pub(crate) enum Note {
     Tell { kept_back: u32 },
     /// It is counted.
     KeepBack,
+}
+
+impl Note {
+    /// Writes the line, if it is to be told.
+    pub(crate) fn write(self, log: &Arc<Log>, line: &str) {
+        match self {
+            Self::Tell { kept_back: 0 } => log.note(line),
+            Self::Tell { kept_back } => {
+                log.note(&format!("{kept_back} more notes were left out"));
+                log.note(line);
+            }
+            Self::KeepBack => {}
+        }
+    }
 }
 
 impl Notes {

@@ -1,12 +1,12 @@
-//! The client behind `wasi:http/outgoing-handler`: HTTP/1.1 over connections that the pod's network dials and judges.
+//! The client behind `wasi:http/outgoing-handler`: HTTP/1.1, with TLS or without, over connections that the pod's network dials
+//! and judges.
 //!
 //! Connections are kept per container and used again. hyper-util's pooled client was not taken: `wasi:http` has a connect
-//! timeout per request, which its connector cannot see. Absent: `https` (refused with a message) and HTTP/2; the request's body
-//! (`upload`).
+//! timeout per request, which its connector cannot see. Absent: HTTP/2; the request's body (`upload`); whom TLS trusts (`tls`).
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{
@@ -30,7 +31,9 @@ use wasmtime_wasi_http::{
 use crate::container::Container;
 
 use super::idle::{Idle, Put, keep_sweeping};
+use super::notes::Notes;
 use super::paced::PacedBody;
+use super::tls::TlsError;
 use super::upload::Upload;
 
 /// How long an unused connection is kept: shorter than the 60 s or more after which common servers close theirs.
@@ -59,11 +62,15 @@ const CHUNK: usize = 64 << 10;
 
 /// A container's unused connections. Costs nothing until the first request.
 #[derive(Debug)]
-pub struct Pool(Idle<Connection>);
+pub struct Pool {
+    idle: Idle<Connection>,
+    notes: Mutex<Notes>,
+}
 
 impl Default for Pool {
     fn default() -> Self {
-        Self(Idle::new(KEEP_CONNECTION, MOST_IDLE))
+        let notes = Mutex::new(Notes::new(Instant::now().into_std()));
+        Self { idle: Idle::new(KEEP_CONNECTION, MOST_IDLE), notes }
     }
 }
 
@@ -79,10 +86,12 @@ struct Target {
     /// A name, or an address without brackets.
     host: Box<str>,
     port: u16,
+    /// Under TLS, to a server that proves to be `host`.
+    secure: bool,
 }
 
 impl Target {
-    fn of(authority: &Authority) -> Result<Self, Error> {
+    fn of(authority: &Authority, secure: bool) -> Result<Self, Error> {
         if authority.as_str().contains('@') {
             return Err(Error::HttpRequestUriInvalid);
         }
@@ -97,11 +106,17 @@ impl Target {
         let port = match authority.port_u16() {
             Some(0) => return Err(Error::HttpRequestUriInvalid),
             Some(port) => port,
-            None if authority.as_str().len() == host.len() => 80,
+            None if authority.as_str().len() == host.len() => {
+                if secure {
+                    443
+                } else {
+                    80
+                }
+            }
             // What follows the colon is no port.
             None => return Err(Error::HttpRequestUriInvalid),
         };
-        Ok(Self { host: bare.to_ascii_lowercase().into(), port })
+        Ok(Self { host: bare.to_ascii_lowercase().into(), port, secure })
     }
 }
 
@@ -217,15 +232,12 @@ async fn send(
 
 /// Sees to it that the request line names a path and nothing else, and says where the request goes.
 fn judge<B>(mut request: Request<B>) -> Result<(Target, Request<B>), Error> {
-    if request.uri().scheme() == Some(&Scheme::HTTPS) {
-        let why = "https is not supported for outgoing requests yet: use http, or a sidecar that \
-                   speaks TLS";
-        return Err(Error::InternalError(Some(why.to_owned())));
-    }
     if request.method() == Method::CONNECT {
         return Err(Error::HttpRequestMethodInvalid);
     }
-    let to = Target::of(request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?)?;
+    let secure = request.uri().scheme() == Some(&Scheme::HTTPS);
+    let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
+    let to = Target::of(authority, secure)?;
     let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     let path = match path.as_bytes().first() {
         Some(b'/') => request.uri().path_and_query().cloned(),
@@ -243,7 +255,7 @@ fn judge<B>(mut request: Request<B>) -> Result<(Target, Request<B>), Error> {
 /// An unused connection that is still good.
 async fn take(pool: &Pool, to: &Target) -> Option<SendRequest<Upload>> {
     while let Some(Connection { mut sender, .. }) =
-        pool.0.take_fitting(|connection| connection.to == *to)
+        pool.idle.take_fitting(|connection| connection.to == *to)
     {
         if let Ok(Ok(())) = tokio::time::timeout(READY, sender.ready()).await {
             return Some(sender);
@@ -256,7 +268,7 @@ async fn dial(container: &Container, to: &Target) -> Result<SendRequest<Upload>,
     let stream = match container.net.connect(&to.host, to.port).await {
         Err(DialError::SocketLimit) => {
             // Those that nobody uses now give way to one that somebody wants.
-            container.outgoing.0.clear();
+            container.outgoing.idle.clear();
             tokio::task::yield_now().await;
             container.net.connect(&to.host, to.port).await
         }
@@ -265,6 +277,31 @@ async fn dial(container: &Container, to: &Target) -> Result<SendRequest<Upload>,
     let stream = stream.map_err(|error| error_of_dial(&error))?;
     // Fails only on a connection that is already gone, which the first write will tell.
     let _ = stream.tcp().set_nodelay(true);
+    if !to.secure {
+        return speak(stream).await;
+    }
+    match container.trust.connect(&to.host, stream).await {
+        Ok(stream) => speak(stream).await,
+        Err(error) => {
+            tell(container, to, &error);
+            Err(error.code())
+        }
+    }
+}
+
+/// The guest gets a code, which says little: the container's log says what is wrong with the server's certificate.
+fn tell(container: &Container, to: &Target, error: &TlsError) {
+    let mut notes = container.outgoing.notes.lock().unwrap_or_else(PoisonError::into_inner);
+    let note = notes.note(Instant::now().into_std());
+    drop(notes);
+    note.write(&container.log, &format!("no TLS to {}:{}: {error}", to.host, to.port));
+}
+
+/// Has a connected stream carry requests.
+async fn speak<S>(stream: S) -> Result<SendRequest<Upload>, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(stream))
@@ -291,12 +328,12 @@ impl FromServer {
         if connection.sender.is_closed() {
             return;
         }
-        if container.outgoing.0.put(connection, Instant::now().into_std()) == Put::Sweep {
+        if container.outgoing.idle.put(connection, Instant::now().into_std()) == Put::Sweep {
             let container = Arc::downgrade(&container);
             tokio::spawn(keep_sweeping(KEEP_CONNECTION / 3, move || {
-                container
-                    .upgrade()
-                    .is_some_and(|container| container.outgoing.0.sweep(Instant::now().into_std()))
+                container.upgrade().is_some_and(|container| {
+                    container.outgoing.idle.sweep(Instant::now().into_std())
+                })
             }));
         }
     }
@@ -397,7 +434,7 @@ mod tests {
 
     fn target(authority: &str) -> Option<(String, u16)> {
         let authority = Authority::try_from(authority).expect("an authority");
-        Target::of(&authority).ok().map(|target| (target.host.into(), target.port))
+        Target::of(&authority, false).ok().map(|target| (target.host.into(), target.port))
     }
 
     fn judged(uri: &str) -> Result<(Target, Request<()>), Error> {
@@ -433,10 +470,12 @@ mod tests {
     }
 
     #[test]
-    fn https_is_refused_with_a_message() {
-        let refused = judged("https://shop.example/").expect_err("refused");
+    fn a_connection_without_tls_is_never_the_one_of_an_https_request() {
+        let (plain, _) = judged("http://shop.example:443/").expect("judged");
+        let (secure, _) = judged("https://shop.example/").expect("judged");
 
-        assert!(matches!(refused, Error::InternalError(Some(why)) if why.contains("https")));
+        assert_eq!((secure.port, secure.secure), (443, true));
+        assert_ne!(plain, secure);
     }
 
     #[test]
