@@ -99,11 +99,12 @@ impl Container {
                 made_on_demand: true,
             });
         }
+        let ledger = Ledger::new(spec.limits.memory);
         Arc::new(Self {
             name: spec.id.container.as_str().into(),
-            ledger: Ledger::new(spec.limits.memory),
             cpu: Cpu::new(spec.limits.cpu_millis),
-            log: Log::new(root.path(&spec.log), &spec.limits),
+            log: Log::new(root.path(&spec.log), &spec.limits, &ledger),
+            ledger,
             requests: AtomicU64::new(0),
             instances: AtomicU32::new(0),
             outgoing: crate::http::outgoing::Pool::default(),

@@ -3,6 +3,7 @@
 //! Everything that instances of a container share lies in [`Container`] and is referred to, not copied: arguments and
 //! environment are copied when the guest asks for them, and directories are opened then. Absent: sockets (`copepod-net`).
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,10 +17,11 @@ use wasmtime_wasi::p2::bindings::cli::{environment, stderr, stdin, stdout};
 use wasmtime_wasi::p2::bindings::filesystem::preopens;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, InputStream, Pollable, StreamResult};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::container::Container;
-use crate::http::outgoing::Outgoing;
+use crate::http::outgoing::{BODY_COST, Outgoing};
 use crate::ledger::{Charge, HANDLE_COST, INSTANCE_BASE, OutOfMemory, TABLE_ELEMENT};
 use crate::log::Stream;
 
@@ -130,7 +132,12 @@ impl Meter {
     }
 
     fn count_handles(&mut self, table: &mut ResourceTable) -> Result<(), OutOfMemory> {
-        self.handles.set(INSTANCE_BASE + table.iter_mut().count() as u64 * HANDLE_COST)
+        // A body holds what the guest has written into it, also while nobody has been asked to take it.
+        let cost = |handle: &mut (dyn Any + Send)| match handle.is::<HostOutgoingBody>() {
+            true => HANDLE_COST + BODY_COST,
+            false => HANDLE_COST,
+        };
+        self.handles.set(INSTANCE_BASE + table.iter_mut().map(cost).sum::<u64>())
     }
 }
 

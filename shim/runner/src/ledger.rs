@@ -30,7 +30,7 @@ pub struct OutOfMemory {
     pub wanted: u64,
 }
 
-/// One container's account. Charged by every instance; never above its limit.
+/// One container's account. Charged by every instance; above its limit only by what [`Ledger::hold`] books.
 #[derive(Debug)]
 pub struct Ledger {
     limit: u64,
@@ -55,19 +55,34 @@ impl Ledger {
     /// # Errors
     /// [`OutOfMemory`]: the guest is to be trapped.
     pub fn charge(&self, bytes: u64) -> Result<(), OutOfMemory> {
-        let booked = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+        self.book(bytes).map_err(|used| {
+            self.exceeded.store(true, Ordering::Relaxed);
+            OutOfMemory { limit: self.limit, used, wanted: bytes }
+        })
+    }
+
+    /// Books `bytes` if they fit. Where they do not, nobody is at fault: a client cannot have a container killed by what it makes
+    /// the host hold for it.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
+        self.book(bytes).ok()?;
+        Some(Charge { ledger: self.clone(), bytes })
+    }
+
+    /// Books `bytes` that the host holds already and that something else bounds, whether or not they fit. The guest's next growth
+    /// meets them.
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Charge {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        Charge { ledger: self.clone(), bytes }
+    }
+
+    /// Books `bytes`, or tells what is in use instead.
+    fn book(&self, bytes: u64) -> Result<(), u64> {
+        let before = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|&after| after <= self.limit)
-        });
-        match booked {
-            Ok(before) => {
-                self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(used) => {
-                self.exceeded.store(true, Ordering::Relaxed);
-                Err(OutOfMemory { limit: self.limit, used, wanted: bytes })
-            }
-        }
+        })?;
+        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives back what was charged.
@@ -173,6 +188,21 @@ mod tests {
         ledger.charge(2).expect("fits");
 
         assert!(ledger.charge(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_reserved_and_nobody_is_at_fault() {
+        let ledger = Ledger::new(100);
+        let held = ledger.hold(120);
+
+        assert!(ledger.reserve(1).is_none());
+        assert_eq!((ledger.used(), ledger.exceeded()), (120, false));
+        drop(held);
+
+        let reserved = ledger.reserve(100).expect("fits");
+        assert_eq!(ledger.used(), 100);
+        drop(reserved);
+        assert_eq!(ledger.used(), 0);
     }
 
     #[test]

@@ -21,11 +21,16 @@ use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::ledger::{Charge, Ledger};
+
 /// The longest content of one record: containerd's and CRI-O's 16 KiB. A longer line is cut into records tagged `P`.
 pub const MAX_RECORD: usize = 16 << 10;
 
 /// How much waits to be written at most before guests wait: four records of the longest kind.
 const BUFFER: usize = 4 * MAX_RECORD;
+
+/// What is booked while there is anything to write: the buffer that is filled and the one that is written meanwhile.
+const FLUSHING: u64 = 2 * BUFFER as u64;
 
 /// How long a guest over its rate is slowed down before what it writes is dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -55,6 +60,7 @@ pub struct Log {
     file_bytes: u64,
     files: u32,
     runtime: Handle,
+    ledger: Arc<Ledger>,
     state: Mutex<State>,
     /// Something was written or became writable.
     progress: Notify,
@@ -63,7 +69,8 @@ pub struct Log {
 #[derive(Debug)]
 struct State {
     buffer: Vec<u8>,
-    flushing: bool,
+    /// There is while a thread is at work on the file.
+    flushing: Option<Charge>,
     rate: Rate,
     stamp: Stamp,
 }
@@ -88,16 +95,18 @@ struct Stamp {
 }
 
 impl Log {
-    /// The log at `path`; neither it nor its folder is made before the first byte. To be called within the runtime.
-    pub fn new(path: PathBuf, limits: &Limits) -> Arc<Self> {
+    /// The log at `path`; neither it nor its folder is made before the first byte. What it holds in memory is booked on `ledger`,
+    /// beyond the limit if need be: a log is never what a container is ended by. To be called within the runtime.
+    pub fn new(path: PathBuf, limits: &Limits, ledger: &Arc<Ledger>) -> Arc<Self> {
         Arc::new(Self {
             path,
             file_bytes: limits.log_file_bytes.max(1),
             files: limits.log_files.max(1),
             runtime: Handle::current(),
+            ledger: ledger.clone(),
             state: Mutex::new(State {
                 buffer: Vec::new(),
-                flushing: false,
+                flushing: None,
                 rate: Rate::new(limits.log_bytes_per_second),
                 stamp: Stamp::default(),
             }),
@@ -127,7 +136,7 @@ impl Log {
             progress.as_mut().enable();
             {
                 let state = self.lock();
-                if !state.flushing && state.buffer.is_empty() {
+                if state.flushing.is_none() && state.buffer.is_empty() {
                     return;
                 }
             }
@@ -167,8 +176,8 @@ impl Log {
     }
 
     fn flush_soon(self: &Arc<Self>, state: &mut State) {
-        if !state.flushing && !state.buffer.is_empty() {
-            state.flushing = true;
+        if state.flushing.is_none() && !state.buffer.is_empty() {
+            state.flushing = Some(self.ledger.hold(FLUSHING));
             let log = self.clone();
             drop(self.runtime.spawn_blocking(move || log.flush()));
         }
@@ -184,7 +193,7 @@ impl Log {
                 let mut state = self.lock();
                 std::mem::swap(&mut state.buffer, &mut chunk);
                 if chunk.is_empty() {
-                    state.flushing = false;
+                    state.flushing = None;
                     state.buffer = Vec::new();
                     break;
                 }
@@ -360,12 +369,21 @@ impl Rate {
 struct Lines {
     log: Arc<Log>,
     stream: Stream,
-    partial: Mutex<Vec<u8>>,
+    partial: Mutex<Partial>,
+}
+
+/// The begin of a line whose end the guest has not written yet.
+#[derive(Debug, Default)]
+struct Partial {
+    bytes: Vec<u8>,
+    /// There is where `bytes` are.
+    held: Option<Charge>,
 }
 
 impl Lines {
     fn write(&self, mut bytes: &[u8]) {
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let Partial { bytes: partial, held } = &mut *partial;
         while !bytes.is_empty() {
             let room = MAX_RECORD - partial.len();
             let window = &bytes[..bytes.len().min(room)];
@@ -376,7 +394,7 @@ impl Lines {
                 }
                 Some(end) => {
                     partial.extend_from_slice(&window[..end]);
-                    self.log.put(self.stream, 'F', &partial);
+                    self.log.put(self.stream, 'F', partial);
                     partial.clear();
                     bytes = &bytes[end + 1..];
                 }
@@ -384,14 +402,16 @@ impl Lines {
                     partial.extend_from_slice(window);
                     bytes = &bytes[window.len()..];
                     if partial.len() == MAX_RECORD {
-                        self.log.put(self.stream, 'P', &partial);
+                        self.log.put(self.stream, 'P', partial);
                         partial.clear();
                     }
                 }
             }
         }
         if partial.is_empty() {
-            *partial = Vec::new();
+            (*partial, *held) = (Vec::new(), None);
+        } else if held.is_none() {
+            *held = Some(self.log.ledger.hold(MAX_RECORD as u64));
         }
     }
 }
@@ -399,8 +419,8 @@ impl Lines {
 impl Drop for Lines {
     fn drop(&mut self) {
         let partial = self.partial.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !partial.is_empty() {
-            self.log.put(self.stream, 'F', partial);
+        if !partial.bytes.is_empty() {
+            self.log.put(self.stream, 'F', &partial.bytes);
         }
     }
 }
@@ -524,6 +544,32 @@ mod tests {
         assert_eq!(rate.refill(at(1_050)), None);
         assert_eq!(rate.refill(at(1_700)), Some(77));
         assert!(rate.spend(10));
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_charged_and_so_is_the_begin_of_a_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ledger = Ledger::new(1);
+        let limits = Limits {
+            memory: 1,
+            cpu_millis: None,
+            cpu_weight: 2,
+            log_bytes_per_second: 1 << 20,
+            log_file_bytes: 1 << 20,
+            log_files: 2,
+            handles: 1,
+        };
+        let log = Log::new(folder.path().join("0.log"), &limits, &ledger);
+        let mut writer = log.writer(Stream::Stdout);
+
+        writer.write(Bytes::from_static(b"the begin ")).expect("taken");
+        let of_a_begin = ledger.used();
+        writer.write(Bytes::from_static(b"and the end\n")).expect("taken");
+        log.flushed().await;
+
+        assert_eq!(of_a_begin, MAX_RECORD as u64);
+        assert_eq!((ledger.used(), ledger.peak()), (0, FLUSHING + MAX_RECORD as u64));
+        assert!(!ledger.exceeded());
     }
 
     #[test]

@@ -23,6 +23,20 @@ pub(crate) enum Answer<G: Guests> {
     Live(Box<Live<G>>),
 }
 
+impl<G: Guests> Answer<G> {
+    /// Bytes that it makes the host hold, beside what an instance at work is charged: what is here, or a buffer for what is on its
+    /// way.
+    pub(crate) fn weight(&self) -> u64 {
+        match self {
+            Self::Whole(whole) => whole.bytes,
+            Self::Live(live) => live.head_start.bytes + LIVE,
+        }
+    }
+}
+
+/// What is buffered at most between a guest that writes and the connection.
+const LIVE: u64 = 64 << 10;
+
 /// A body that is here.
 #[derive(Debug, Default)]
 pub(crate) struct Whole {

@@ -20,6 +20,7 @@ use crate::container::Container;
 use crate::cpu;
 use crate::exit::End;
 use crate::guest::GuestState;
+use crate::ledger::Ledger;
 
 use super::notes::Notes;
 use super::respond::{Fault, Guests, Head, RequestBody};
@@ -113,5 +114,9 @@ impl Guests for Component {
         let note = notes.note(Instant::now());
         drop(notes);
         note.write(&self.container.log, line);
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.container.ledger
     }
 }

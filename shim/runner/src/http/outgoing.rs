@@ -29,6 +29,7 @@ use wasmtime_wasi_http::{
 };
 
 use crate::container::Container;
+use crate::ledger::{Charge, Ledger};
 
 use super::idle::{Idle, Put, keep_sweeping};
 use super::notes::Notes;
@@ -60,6 +61,13 @@ const CHUNKS: usize = 1;
 /// The longest such chunk.
 const CHUNK: usize = 64 << 10;
 
+/// What a connection is charged, in bytes: hyper's two buffers.
+const CONNECTION_COST: u64 = 2 * BUFFER as u64;
+
+/// What a body that a guest writes is charged while it is on its way, in bytes: the chunks that lie ahead of the peer, of which
+/// `wasmtime-wasi-http` has one more than it is told.
+pub(crate) const BODY_COST: u64 = ((CHUNKS + 1) * CHUNK) as u64;
+
 /// A container's unused connections. Costs nothing until the first request.
 #[derive(Debug)]
 pub struct Pool {
@@ -77,7 +85,14 @@ impl Default for Pool {
 #[derive(Debug)]
 struct Connection {
     to: Target,
+    dialled: Dialled,
+}
+
+/// A connection that carries requests.
+#[derive(Debug)]
+struct Dialled {
     sender: SendRequest<Upload>,
+    _held: Charge,
 }
 
 /// Where a request goes.
@@ -194,7 +209,7 @@ async fn send(
     options: Option<RequestOptions>,
 ) -> Result<Response<WasiBody>, Error> {
     let (to, request) = judge(request)?;
-    let mut request = Upload::of(request).await?;
+    let mut request = Upload::of(request, &container.ledger).await?;
     let connect = options.as_ref().and_then(|options| options.connect_timeout);
     let first_byte = options.as_ref().and_then(|options| options.first_byte_timeout);
     let between_bytes = options.as_ref().and_then(|options| options.between_bytes_timeout);
@@ -202,13 +217,13 @@ async fn send(
     loop {
         let kept = take(&container.outgoing, &to).await;
         let fresh = kept.is_none();
-        let mut sender = match kept {
-            Some(sender) => sender,
+        let mut dialled = match kept {
+            Some(dialled) => dialled,
             None => tokio::time::timeout(connect.unwrap_or(CONNECT), dial(&container, &to))
                 .await
                 .map_err(|_| Error::ConnectionTimeout)??,
         };
-        let sent = sender.try_send_request(request);
+        let sent = dialled.sender.try_send_request(request);
         let answered = tokio::time::timeout(first_byte.unwrap_or(RESPONSE), sent)
             .await
             .map_err(|_| Error::ConnectionReadTimeout)?;
@@ -217,7 +232,7 @@ async fn send(
                 let limit = between_bytes.unwrap_or(RESPONSE);
                 return Ok(response.map(|body| {
                     let body = PacedBody::new(body, limit);
-                    let kept = Some((container, Connection { to, sender }));
+                    let kept = Some((container, Connection { to, dialled }));
                     FromServer { body, kept }.boxed_unsync()
                 }));
             }
@@ -253,18 +268,38 @@ fn judge<B>(mut request: Request<B>) -> Result<(Target, Request<B>), Error> {
 }
 
 /// An unused connection that is still good.
-async fn take(pool: &Pool, to: &Target) -> Option<SendRequest<Upload>> {
-    while let Some(Connection { mut sender, .. }) =
+async fn take(pool: &Pool, to: &Target) -> Option<Dialled> {
+    while let Some(Connection { mut dialled, .. }) =
         pool.idle.take_fitting(|connection| connection.to == *to)
     {
-        if let Ok(Ok(())) = tokio::time::timeout(READY, sender.ready()).await {
-            return Some(sender);
+        if let Ok(Ok(())) = tokio::time::timeout(READY, dialled.sender.ready()).await {
+            return Some(dialled);
         }
     }
     None
 }
 
-async fn dial(container: &Container, to: &Target) -> Result<SendRequest<Upload>, Error> {
+async fn dial(container: &Container, to: &Target) -> Result<Dialled, Error> {
+    let ledger = &container.ledger;
+    let held = ledger.reserve(CONNECTION_COST).or_else(|| {
+        // Those that nobody uses now give way to one that somebody wants.
+        container.outgoing.idle.clear();
+        ledger.reserve(CONNECTION_COST)
+    });
+    let _held = held.ok_or_else(|| no_memory(ledger))?;
+    Ok(Dialled { sender: connect(container, to).await?, _held })
+}
+
+/// What a guest is told for whose request there is no room.
+pub(crate) fn no_memory(ledger: &Ledger) -> Error {
+    let (used, limit) = (ledger.used(), ledger.limit());
+    let why = format!(
+        "no memory is left for the request: {used} of the container's {limit} bytes are in use"
+    );
+    Error::InternalError(Some(why))
+}
+
+async fn connect(container: &Container, to: &Target) -> Result<SendRequest<Upload>, Error> {
     let stream = match container.net.connect(&to.host, to.port).await {
         Err(DialError::SocketLimit) => {
             // Those that nobody uses now give way to one that somebody wants.
@@ -325,7 +360,7 @@ struct FromServer {
 impl FromServer {
     fn keep(&mut self) {
         let Some((container, connection)) = self.kept.take() else { return };
-        if connection.sender.is_closed() {
+        if connection.dialled.sender.is_closed() {
             return;
         }
         if container.outgoing.idle.put(connection, Instant::now().into_std()) == Put::Sweep {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::Sleep;
 use wasmtime_wasi_http::Error;
+
+use crate::ledger::{Charge, Ledger};
 
 /// How long a client may stand still in the middle of a message: nginx allows 60 s, hyper 30 s for a head.
 pub(crate) const STANDSTILL: Duration = Duration::from_secs(30);
@@ -35,16 +38,22 @@ impl Patience {
 }
 
 /// A connection on which a write that stands still for [`STANDSTILL`] fails.
+///
+/// While its peer reads nothing, what is buffered for it is booked: nothing is where the kernel takes all at once.
 #[derive(Debug)]
 pub(crate) struct PacedIo<T> {
     io: T,
     patience: Patience,
+    ledger: Arc<Ledger>,
+    /// Bytes buffered at most.
+    buffer: u64,
+    stalled: Option<Charge>,
 }
 
 impl<T> PacedIo<T> {
-    /// Watches the writes to `io`.
-    pub(crate) fn new(io: T) -> Self {
-        Self { io, patience: Patience::default() }
+    /// Watches the writes to `io`, before which up to `buffer` bytes wait.
+    pub(crate) fn new(io: T, ledger: Arc<Ledger>, buffer: u64) -> Self {
+        Self { io, patience: Patience::default(), ledger, buffer, stalled: None }
     }
 
     fn paced<R>(
@@ -55,12 +64,18 @@ impl<T> PacedIo<T> {
         match polled {
             Poll::Ready(done) => {
                 self.patience.reset();
+                self.stalled = None;
                 Poll::Ready(done)
             }
             Poll::Pending if self.patience.is_over(STANDSTILL, context) => {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                if self.stalled.is_none() {
+                    self.stalled = Some(self.ledger.hold(self.buffer));
+                }
+                Poll::Pending
+            }
         }
     }
 }

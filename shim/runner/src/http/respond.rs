@@ -20,6 +20,7 @@ use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 
 use crate::exit::End;
+use crate::ledger::Ledger;
 
 use super::body::{Answer, Live, Tail, Whole};
 use super::gate::{Arrival, Ended, TRAPS_IN_A_ROW, Ticket, Verdict};
@@ -72,6 +73,9 @@ pub(crate) trait Guests: Send + Sync + 'static {
 
     /// Tells the container's owner, by its log, why a request failed.
     fn tell(&self, line: &str);
+
+    /// The container's memory, on which is booked what its clients make the host hold.
+    fn ledger(&self) -> &Arc<Ledger>;
 }
 
 /// Why an instance could not serve a request.
@@ -399,7 +403,7 @@ fn trapped<G: Guests>() -> Response<Answer<G>> {
     plain(StatusCode::INTERNAL_SERVER_ERROR, "the component trapped\n")
 }
 
-fn busy<G: Guests>(why: &'static str) -> Response<Answer<G>> {
+pub(crate) fn busy<G: Guests>(why: &'static str) -> Response<Answer<G>> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, why);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response

@@ -9,14 +9,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use copepod_net::{Listener, PodStream};
 use copepod_shim::protocol::HttpSettings;
 use futures::FutureExt;
+use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,17 +28,19 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::exit::End;
+use crate::ledger::{Charge, Ledger};
 
+use super::body::Answer;
 use super::gate::Gate;
 use super::idle::Idle;
 use super::paced::{PacedIo, STANDSTILL};
-use super::respond::{Guests, KEEP_INSTANCE, Used, respond};
+use super::respond::{Guests, KEEP_INSTANCE, Used, busy, respond};
 
 /// Open connections of one container; the next ones wait in the listeners' backlogs. `wasmtime serve` has the same number.
 const MAX_CONNECTIONS: usize = 1_000;
 
 /// The most that hyper buffers of one HTTP/1.1 connection, in each direction; also the longest head. nginx takes 32 KiB.
-const BUFFER: usize = 64 << 10;
+pub(crate) const BUFFER: usize = 64 << 10;
 
 /// HTTP/2 streams of one connection at a time: what RFC 9113 recommends not to go below.
 const STREAMS: u32 = 100;
@@ -49,6 +53,15 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// The longest head of an HTTP/2 request, as it lies in memory.
 const HEADER_LIST: u32 = 64 << 10;
+
+/// What a connection is charged, in bytes: its task, hyper's state and first buffer of 8 KiB, a small request and a small answer.
+pub(crate) const CONNECTION_COST: u64 = 16 << 10;
+
+/// What one that speaks HTTP/2 is charged on top: its windows, and small answers of all its streams.
+const HTTP_2_COST: u64 = 512 << 10;
+
+/// An answer of at most so many bytes is covered by what its connection is charged.
+const SMALL: u64 = 4 << 10;
 
 /// How long a connection without a request is kept while draining: what was sent before the client could know is served.
 const LINGER: Duration = Duration::from_millis(100);
@@ -245,8 +258,7 @@ impl<G: Guests> Serving<G> {
     pub(crate) fn connect(&self, buffer: usize) -> tokio::io::DuplexStream {
         let (ours, theirs) = tokio::io::duplex(buffer);
         let local = SocketAddr::from(([10, 64, 0, 7], 8080));
-        let phase = self.shared.phase.subscribe();
-        tokio::spawn(connection(self.shared.clone(), ours, local, None, phase));
+        start(&self.shared, ours, local, None);
         theirs
     }
 
@@ -324,7 +336,7 @@ async fn accept<G: Guests>(
             accepted = next => Some(accepted),
         };
         match accepted {
-            Some((Ok((stream, _)), permit)) => start(&shared, stream, local, permit),
+            Some((Ok((stream, _)), permit)) => start_quick(&shared, stream, local, permit),
             // Closed by its pod.
             Some((Err(error), _)) if error.kind() == io::ErrorKind::InvalidInput => break,
             Some((Err(error), _)) => {
@@ -339,11 +351,11 @@ async fn accept<G: Guests>(
         && let Ok(permit) = shared.connections.clone().try_acquire_owned()
         && let Some(Ok((stream, _))) = listener.accept().now_or_never()
     {
-        start(&shared, stream, local, Some(permit));
+        start_quick(&shared, stream, local, Some(permit));
     }
 }
 
-fn start<G: Guests>(
+fn start_quick<G: Guests>(
     shared: &Arc<Shared<G>>,
     stream: PodStream,
     local: SocketAddr,
@@ -351,8 +363,29 @@ fn start<G: Guests>(
 ) {
     // Fails only on a connection that is already gone, which the first read will tell.
     let _ = stream.tcp().set_nodelay(true);
+    start(shared, stream, local, permit);
+}
+
+/// Serves a connection, or closes it where the container's memory has no room for it.
+fn start<G: Guests>(
+    shared: &Arc<Shared<G>>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    local: SocketAddr,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    let Some(_held) = shared.guests.ledger().reserve(CONNECTION_COST) else {
+        shared.guests.tell("a connection was closed: there is no memory left for it");
+        return;
+    };
     let phase = shared.phase.subscribe();
-    tokio::spawn(connection(shared.clone(), stream, local, permit, phase));
+    let entered = Entered { _permit: permit, _held };
+    tokio::spawn(connection(shared.clone(), stream, local, entered, phase));
+}
+
+/// What a connection takes of its container as long as it lasts.
+struct Entered {
+    _permit: Option<OwnedSemaphorePermit>,
+    _held: Charge,
 }
 
 /// What a connection's own clock looks at.
@@ -366,12 +399,27 @@ struct Tally {
     frames: AtomicU32,
     /// Responses of which a frame was handed over and the next not yet asked for: the client is to read.
     unread: AtomicU32,
+    /// What HTTP/2 is charged, from its first request on.
+    http_2: OnceLock<Charge>,
 }
 
 impl Tally {
     /// Changes with all that a client brings about.
     fn moved(&self) -> (u32, u32) {
         (self.begun.load(Ordering::Relaxed), self.frames.load(Ordering::Relaxed))
+    }
+
+    /// Books what a request makes the host hold until its response is through; none where there is no room.
+    fn book<B: Body>(&self, request: &Request<B>, ledger: &Arc<Ledger>) -> Option<Option<Charge>> {
+        if request.version() == Version::HTTP_2 && self.http_2.get().is_none() {
+            // Of two at once one is given back.
+            let _ = self.http_2.set(ledger.reserve(HTTP_2_COST)?);
+        }
+        if request.body().is_end_stream() {
+            return Some(None);
+        }
+        // What the guest has not read yet.
+        ledger.reserve(BUFFER as u64).map(Some)
     }
 }
 
@@ -380,7 +428,7 @@ async fn connection<G: Guests>(
     shared: Arc<Shared<G>>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     local: SocketAddr,
-    permit: Option<OwnedSemaphorePermit>,
+    entered: Entered,
     mut phase: watch::Receiver<Phase>,
 ) {
     if *phase.borrow() != Phase::Serving {
@@ -394,11 +442,15 @@ async fn connection<G: Guests>(
             tally.begun.fetch_add(1, Ordering::Relaxed);
             tally.in_work.fetch_add(1, Ordering::Relaxed);
             let counted = Counted(tally);
-            let response = respond(&shared, local, request).await;
-            Ok::<_, Infallible>(response.map(|body| CountedBody { body, unread: false, counted }))
+            let (response, held) = booked(&shared, local, request, &counted.0).await;
+            Ok::<_, Infallible>(response.map(|body| {
+                let (unread, _held) = (false, held);
+                CountedBody { body, unread, counted, _held }
+            }))
         }
     });
-    let io = PacedIo::new(TokioIo::new(stream));
+    let ledger = shared.guests.ledger().clone();
+    let io = PacedIo::new(TokioIo::new(stream), ledger, BUFFER as u64);
     let mut http = pin!(shared.http.serve_connection(io, service));
 
     let mut clock = pin!(tokio::time::sleep(STANDSTILL));
@@ -446,7 +498,36 @@ async fn connection<G: Guests>(
             }
         }
     }
-    drop(permit);
+    drop(entered);
+}
+
+/// What is charged for a request and its response until that is through.
+type Held = (Option<Charge>, Option<Charge>);
+
+/// Answers a request if the container's memory has room for what it makes the host hold, and for its response.
+async fn booked<G: Guests>(
+    shared: &Arc<Shared<G>>,
+    local: SocketAddr,
+    request: Request<Incoming>,
+    tally: &Tally,
+) -> (Response<Answer<G>>, Held) {
+    let ledger = shared.guests.ledger();
+    let Some(of_request) = tally.book(&request, ledger) else {
+        shared.guests.tell("a request was refused: there is no memory left for it");
+        return (busy("there is no memory left for the request\n"), (None, None));
+    };
+    let response = respond(shared, local, request).await;
+    let weight = response.body().weight();
+    if weight <= SMALL {
+        return (response, (of_request, None));
+    }
+    match ledger.reserve(weight) {
+        Some(of_response) => (response, (of_request, Some(of_response))),
+        None => {
+            shared.guests.tell("a response was dropped: there is no memory left for it");
+            (busy("there is no memory left for the response\n"), (None, None))
+        }
+    }
 }
 
 /// A response's body; its request is in work until this is dropped.
@@ -454,6 +535,7 @@ struct CountedBody<B> {
     body: B,
     unread: bool,
     counted: Counted,
+    _held: Held,
 }
 
 impl<B> CountedBody<B> {

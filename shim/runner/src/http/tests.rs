@@ -22,10 +22,11 @@ use tokio::time::Instant;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::exit::End;
+use crate::ledger::Ledger;
 
 use super::paced::STANDSTILL;
 use super::respond::{Fault, Guests, Head, KEEP_INSTANCE, RequestBody};
-use super::server::Serving;
+use super::server::{BUFFER, CONNECTION_COST, Serving};
 
 type Handler = Box<
     dyn Fn(Request<RequestBody>, oneshot::Sender<Head>) -> BoxFuture<'static, Result<(), Fault>>
@@ -37,6 +38,7 @@ type Handler = Box<
 struct Fake {
     handler: Handler,
     seen: Arc<Seen>,
+    ledger: Arc<Ledger>,
 }
 
 /// What tests look at.
@@ -95,6 +97,10 @@ impl Guests for Fake {
     fn tell(&self, line: &str) {
         self.seen.told.lock().expect("unpoisoned").push(line.to_owned());
     }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
 }
 
 const SETTINGS: HttpSettings =
@@ -105,9 +111,22 @@ where
     F: Fn(Request<RequestBody>, oneshot::Sender<Head>) -> R + Send + Sync + 'static,
     R: Future<Output = Result<(), Fault>> + Send + 'static,
 {
+    serving_within(Ledger::new(u64::MAX), settings, handler)
+}
+
+/// With so much memory.
+fn serving_within<F, R>(
+    ledger: Arc<Ledger>,
+    settings: HttpSettings,
+    handler: F,
+) -> (Serving<Fake>, Arc<Seen>)
+where
+    F: Fn(Request<RequestBody>, oneshot::Sender<Head>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<(), Fault>> + Send + 'static,
+{
     let seen = Arc::new(Seen::default());
     let handler: Handler = Box::new(move |request, head| Box::pin(handler(request, head)));
-    let fake = Fake { handler, seen: seen.clone() };
+    let fake = Fake { handler, seen: seen.clone(), ledger };
     (Serving::start(fake, Vec::new(), &settings), seen)
 }
 
@@ -878,4 +897,96 @@ fn sandbox() -> copepod_shim::protocol::PodSandbox {
         denied: Vec::new(),
         max_sockets: 8,
     }
+}
+
+/// A response of so many bytes, all of them there.
+fn large(bytes: usize) -> Head {
+    let body = Full::new(Bytes::from(vec![b'x'; bytes]));
+    Ok(Response::new(body.map_err(|never: Infallible| match never {}).boxed_unsync()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_charged_and_a_small_response_costs_nothing_more() {
+    let ledger = Ledger::new(CONNECTION_COST);
+    let (serving, _) = serving_within(ledger.clone(), SETTINGS, async |_, head| {
+        let _ = head.send(whole("hello"));
+        Ok(())
+    });
+    let mut kept = client(serving.connect(64 << 10)).await;
+
+    let received = receive(kept.send_request(request("/")).await.expect("a response")).await;
+
+    assert_eq!(received.text(), "hello");
+    assert_eq!(ledger.used(), CONNECTION_COST);
+    drop(kept);
+    settle().await;
+    assert_eq!(ledger.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_is_charged_until_its_client_has_read_it() {
+    let ledger = Ledger::new(u64::MAX);
+    let (serving, seen) = serving_within(ledger.clone(), SETTINGS, async |_, head| {
+        let _ = head.send(large(300 << 10));
+        Ok(())
+    });
+    let mut slow = client(serving.connect(1 << 10)).await;
+
+    let response = slow.send_request(request("/")).await.expect("a response");
+    settle().await;
+
+    let held = ledger.used() - CONNECTION_COST;
+    assert_eq!(seen.alive(), 0, "the guest has long ended");
+    assert!(held >= 64 << 10, "{held}");
+    assert_eq!(receive(response).await.body.expect("a whole body").len(), 300 << 10);
+    settle().await;
+    assert_eq!(ledger.used(), CONNECTION_COST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_for_which_there_is_no_memory_is_503_and_the_container_is_not_at_fault() {
+    let ledger = Ledger::new(CONNECTION_COST + (64 << 10));
+    let (serving, seen) = serving_within(ledger.clone(), SETTINGS, async |request, head| {
+        let _ = head.send(large(if request.uri() == "/large" { 100 << 10 } else { 10 << 10 }));
+        Ok(())
+    });
+
+    assert_eq!(get(&serving, "/large").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(&serving, "/").await.status, StatusCode::OK);
+    assert!(seen.told("no memory left"));
+    assert!(!ledger.exceeded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_body_the_guest_does_not_read_is_charged_for_what_is_buffered() {
+    let ledger = Ledger::new(u64::MAX);
+    let (serving, _) = serving_within(ledger.clone(), SETTINGS, async |_, head| {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _ = head.send(whole("late"));
+        Ok(())
+    });
+    let mut stream = serving.connect(64 << 10);
+
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nbegin";
+    stream.write_all(head.as_bytes()).await.expect("written");
+    settle().await;
+
+    assert_eq!(ledger.used(), CONNECTION_COST + BUFFER as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_for_which_there_is_no_memory_is_closed() {
+    let ledger = Ledger::new(CONNECTION_COST);
+    let (serving, seen) = serving_within(ledger.clone(), SETTINGS, async |_, head| {
+        let _ = head.send(whole("hello"));
+        Ok(())
+    });
+    let _first = client(serving.connect(64 << 10)).await;
+
+    let mut second = serving.connect(64 << 10);
+    let mut answer = Vec::new();
+    second.read_to_end(&mut answer).await.expect("closed");
+
+    assert!(answer.is_empty());
+    assert!(seen.told("no memory left"));
 }

@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request};
 use http_body::{Body, Frame, SizeHint};
 use wasmtime_wasi_http::{Error, WasiBody};
+
+use crate::ledger::{Charge, Ledger};
+
+use super::outgoing::{BODY_COST, no_memory};
 
 /// How long a GET or HEAD waits to learn whether it has a body. Guests write or finish theirs right after they have handed the
 /// request over; who takes longer is not held up for good.
@@ -28,6 +33,8 @@ pub(crate) struct Upload {
     first: Option<Frame<Bytes>>,
     /// Data bytes still to be passed on; none where nothing says how many there are.
     owed: Option<u64>,
+    /// What the guest's chunks are charged, where there may be some.
+    _held: Option<Charge>,
 }
 
 impl Upload {
@@ -35,15 +42,21 @@ impl Upload {
     /// hyper would not do by itself.
     ///
     /// # Errors
-    /// The guest broke its body off.
-    pub(crate) async fn of(request: Request<WasiBody>) -> Result<Request<Self>, Error> {
+    /// The guest broke its body off, or its container has no memory left for it.
+    pub(crate) async fn of(
+        request: Request<WasiBody>,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Request<Self>, Error> {
         let (mut head, body) = request.into_parts();
         let declared = head.headers.get(CONTENT_LENGTH);
         let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut upload = Self { body: Some(body), first: None, owed: declared };
+        let mut upload = Self { body: Some(body), first: None, owed: declared, _held: None };
         let seldom_has_one = matches!(head.method, Method::GET | Method::HEAD);
         if declared.is_none() && seldom_has_one && upload.may_hold_something().await? {
             head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if !upload.is_end_stream() && declared != Some(0) {
+            upload._held = Some(ledger.reserve(BODY_COST).ok_or_else(|| no_memory(ledger))?);
         }
         Ok(Request::from_parts(head, upload))
     }
@@ -157,6 +170,10 @@ mod tests {
         (sender, theirs)
     }
 
+    async fn upload(request: Request<WasiBody>) -> Request<Upload> {
+        Upload::of(request, &Ledger::new(BODY_COST)).await.expect("whole")
+    }
+
     /// What the server reads of a request, which it answers as soon as the last of it, `until`, is there.
     async fn answered(server: &mut DuplexStream, until: &str) -> String {
         let mut seen = Vec::new();
@@ -173,7 +190,7 @@ mod tests {
         if !chunk.is_empty() {
             end.send(Bytes::from_static(chunk.as_bytes())).await.expect("taken");
         }
-        let upload = Upload::of(request.body(body).expect("a request")).await.expect("whole");
+        let upload = upload(request.body(body).expect("a request")).await;
         let (mut sender, mut server) = connected().await;
         let until = if chunk.is_empty() { "\r\n\r\n" } else { chunk };
 
@@ -217,7 +234,7 @@ mod tests {
         drop(end);
 
         let request = Request::get("/").body(body).expect("a request");
-        let request = Upload::of(request).await.expect("whole");
+        let request = upload(request).await;
 
         assert!(request.body().is_end_stream());
         assert!(!request.headers().contains_key(TRANSFER_ENCODING));
@@ -231,7 +248,7 @@ mod tests {
         let request = Request::get("/").body(body).expect("a request");
         let (mut sender, mut server) = connected().await;
 
-        let request = Upload::of(request).await.expect("whole");
+        let request = upload(request).await;
         let sending = sender.send_request(request);
         let (response, seen) = tokio::join!(sending, answered(&mut server, "0\r\n\r\n"));
 
@@ -240,10 +257,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_body_is_charged_while_it_is_on_its_way_and_refused_where_it_does_not_fit() {
+        let ledger = Ledger::new(BODY_COST);
+        let post = || {
+            let (end, body) = body();
+            (end, Request::post("/").body(body).expect("a request"))
+        };
+        let (_end, request) = post();
+        let sent = Upload::of(request, &ledger).await.expect("fits");
+        let (_end, request) = post();
+
+        let refused = Upload::of(request, &ledger).await.err();
+
+        assert!(matches!(refused, Some(Error::InternalError(Some(why))) if why.contains("memory")));
+        assert_eq!((ledger.used(), ledger.exceeded()), (BODY_COST, false));
+        drop(sent);
+        assert_eq!(ledger.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_guest_hears_of_a_connection_that_broke_before_its_body_was_sent() {
         let (end, body) = body();
         let request = Request::post("/").header("content-length", "4").body(body);
-        let request = Upload::of(request.expect("a request")).await.expect("whole");
+        let request = upload(request.expect("a request")).await;
         let (mut sender, server) = connected().await;
 
         drop(server);
