@@ -69,6 +69,27 @@ fn last_words_in_the_termination_file_are_the_message() {
 }
 
 #[test]
+fn a_guest_that_floods_its_termination_file_is_quoted_by_its_end_and_makes_nothing_beside_it() {
+    let node = Node::new();
+    node.load(&["probe"]);
+    let script = [
+        "fill /dev/termination-log 50000000",
+        "append /dev/termination-log the end",
+        "cannot-write /dev/other",
+        "cannot-mkdir /dev/folder",
+        "cannot-remove /dev/termination-log",
+        "cannot-rename /dev/termination-log /dev/other",
+    ];
+    node.start(&[pod("wordy", [probe(&script)])]);
+
+    let over = node.wait_over("wordy");
+
+    let state = &status(&over, "probe")["state"]["terminated"];
+    assert_eq!(state["exitCode"], 0, "{}", node.logs("wordy", "probe"));
+    assert!(state["message"].as_str().is_some_and(|message| message.ends_with("xthe end")));
+}
+
+#[test]
 fn a_container_that_fails_is_started_again_as_its_policy_says_and_its_old_log_stays_readable() {
     let node = Node::new();
     node.load(&["probe"]);

@@ -5,8 +5,8 @@
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -19,9 +19,9 @@ use wasmtime_wasi::{FsPerms, OpenMode};
 use crate::code::Code;
 use crate::cpu::{self, Cpu};
 use crate::engines::Engines;
-use crate::exit::MAX_MESSAGE;
 use crate::guest::{GuestState, Preview1State, Stdio};
 use crate::http::tls::Trust;
+use crate::last_words::LastWords;
 use crate::ledger::Ledger;
 use crate::log::Log;
 use crate::root::Root;
@@ -53,11 +53,11 @@ pub struct Container {
     /// Whom they trust.
     pub trust: Arc<Trust>,
     mounts: Vec<Mount>,
-    root: Root,
+    last_words: Option<Arc<LastWords>>,
 }
 
 /// A directory of the guest's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Mount {
     /// Where it lies for the runner.
     pub source: PathBuf,
@@ -65,8 +65,8 @@ pub struct Mount {
     pub guest: String,
     /// Whether the guest may write in it.
     pub perms: FsPerms,
-    /// Made when it is first opened: most guests leave no last words.
-    pub made_on_demand: bool,
+    /// Of the folder of last words, which is made when it is first opened.
+    pub last_words: Option<Arc<LastWords>>,
 }
 
 impl Container {
@@ -86,17 +86,19 @@ impl Container {
                 source: root.path(&mount.source),
                 guest: mount.guest.clone(),
                 perms: if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite },
-                made_on_demand: false,
+                last_words: None,
             })
             .collect();
-        if let Some(last_words) = LastWords::of(&spec, root)
-            && !mounts.iter().any(|mount| mount.guest == last_words.guest_directory)
-        {
+        // A volume that is mounted there is where the guest's file is then.
+        let last_words = LastWords::of(&spec, root).map(Arc::new).filter(|last_words| {
+            !mounts.iter().any(|mount| mount.guest == last_words.guest_directory())
+        });
+        if let Some(last_words) = &last_words {
             mounts.push(Mount {
-                source: last_words.directory,
-                guest: last_words.guest_directory,
+                source: last_words.directory().to_owned(),
+                guest: last_words.guest_directory().to_owned(),
                 perms: FsPerms::ReadWrite,
-                made_on_demand: true,
+                last_words: Some(last_words.clone()),
             });
         }
         let ledger = Ledger::new(spec.limits.memory);
@@ -110,7 +112,7 @@ impl Container {
             outgoing: crate::http::outgoing::Pool::default(),
             trust,
             mounts,
-            root: root.clone(),
+            last_words,
             spec,
             code,
             engines,
@@ -171,8 +173,15 @@ impl Container {
 
     /// Puts the guest's last words, if it left any, where the agent reads them.
     pub fn collect_last_words(&self) {
-        if let Some(last_words) = LastWords::of(&self.spec, &self.root) {
+        if let Some(last_words) = &self.last_words {
             last_words.collect();
+        }
+    }
+
+    /// Keeps the guest's last words short while it runs.
+    pub fn trim_last_words(&self) {
+        if let Some(last_words) = &self.last_words {
+            last_words.trim();
         }
     }
 }
@@ -183,7 +192,7 @@ impl Mount {
     /// # Errors
     /// It cannot be made.
     pub fn prepare(&self) -> io::Result<()> {
-        if self.made_on_demand { std::fs::create_dir_all(&self.source) } else { Ok(()) }
+        self.last_words.as_ref().map_or(Ok(()), |last_words| last_words.show())
     }
 
     fn open(&self) -> io::Result<Dir> {
@@ -197,62 +206,5 @@ impl Mount {
             FsPerms::ReadWrite => OpenMode::READ | OpenMode::WRITE,
         };
         Ok(Dir::new(directory, self.perms, mode, false))
-    }
-}
-
-/// Where `terminationMessagePath` lies: WASI knows directories only, so the guest sees a folder that holds the one file.
-struct LastWords {
-    /// The folder that is shown.
-    directory: PathBuf,
-    /// Its path in the guest.
-    guest_directory: String,
-    /// The file in the folder, as the guest names it.
-    file: PathBuf,
-    /// Where the agent reads.
-    log: PathBuf,
-}
-
-impl LastWords {
-    fn of(spec: &StartContainer, root: &Root) -> Option<Self> {
-        let guest = Path::new(&spec.termination_path);
-        let name = guest.file_name()?;
-        let guest_directory = guest.parent()?.to_str()?.to_owned();
-        if spec.termination_log.is_empty() {
-            return None;
-        }
-        let log = root.path(&spec.termination_log);
-        let mut directory = log.as_os_str().to_owned();
-        directory.push(".d");
-        let directory = PathBuf::from(directory);
-        let file = directory.join(name);
-        Some(Self { directory, guest_directory, file, log })
-    }
-
-    /// Keeps the end of what the guest wrote, if it did, and nothing else that it may have left there.
-    fn collect(&self) {
-        match self.read() {
-            Ok(words) => {
-                if let Err(error) = std::fs::write(&self.log, words) {
-                    tracing::warn!(%error, "a termination message was not kept");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "no termination message"),
-        }
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-
-    fn read(&self) -> io::Result<Vec<u8>> {
-        // The guest may have put a link or a FIFO in the file's place: neither is followed or waited for.
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let file =
-            OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&self.file)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let start = metadata.len().saturating_sub(MAX_MESSAGE as u64);
-        let mut words = vec![0; (metadata.len() - start) as usize];
-        file.read_exact_at(&mut words, start)?;
-        Ok(words)
     }
 }

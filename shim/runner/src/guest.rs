@@ -131,7 +131,9 @@ impl Meter {
         meter
     }
 
-    fn count_handles(&mut self, table: &mut ResourceTable) -> Result<(), OutOfMemory> {
+    /// What is looked at whenever the guest gives way.
+    fn take_stock(&mut self, table: &mut ResourceTable) -> Result<(), OutOfMemory> {
+        self.container.trim_last_words();
         // A body holds what the guest has written into it, also while nobody has been asked to take it.
         let cost = |handle: &mut (dyn Any + Send)| match handle.is::<HostOutgoingBody>() {
             true => HANDLE_COST + BODY_COST,
@@ -247,7 +249,7 @@ impl GuestState {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
             let state = context.data_mut();
-            state.meter.count_handles(&mut state.table)?;
+            state.meter.take_stock(&mut state.table)?;
             Ok(UpdateDeadline::Yield(slice))
         });
         store
@@ -364,7 +366,7 @@ impl Preview1State {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
             let state = context.data_mut();
-            state.meter.count_handles(state.wasi.ctx().table)?;
+            state.meter.take_stock(state.wasi.ctx().table)?;
             Ok(UpdateDeadline::Yield(slice))
         });
         Ok(store)

@@ -17,6 +17,7 @@ pub mod exec;
 pub mod exit;
 pub mod guest;
 pub mod http;
+pub mod last_words;
 pub mod ledger;
 mod load;
 pub mod log;

@@ -605,7 +605,7 @@ impl Drop for AbortOnDrop {
 fn check_directories(container: &Container) -> Result<(), Failure> {
     let refused =
         |message: String| Failure::Refused { reason: "CreateContainerError".into(), message };
-    for mount in container.mounts().iter().filter(|mount| !mount.made_on_demand) {
+    for mount in container.mounts().iter().filter(|mount| mount.last_words.is_none()) {
         let is_directory = std::fs::metadata(&mount.source).map(|metadata| metadata.is_dir());
         let problem = match is_directory {
             Ok(true) => continue,
