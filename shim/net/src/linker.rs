@@ -240,59 +240,59 @@ impl tcp::HostTcpSocket for Sockets<'_> {
     }
 
     fn keep_alive_enabled(&mut self, socket: TcpHandle) -> SocketResult<bool> {
-        self.tcp(&socket)?.keep_alive()
+        self.tcp(&socket)?.options()?.keep_alive()
     }
 
     fn set_keep_alive_enabled(&mut self, socket: TcpHandle, value: bool) -> SocketResult<()> {
-        self.tcp(&socket)?.set_keep_alive(value)
+        self.tcp(&socket)?.options()?.set_keep_alive(value)
     }
 
     fn keep_alive_idle_time(&mut self, socket: TcpHandle) -> SocketResult<u64> {
-        self.tcp(&socket)?.keep_alive_idle()
+        self.tcp(&socket)?.options()?.keep_alive_idle()
     }
 
     fn set_keep_alive_idle_time(&mut self, socket: TcpHandle, value: u64) -> SocketResult<()> {
-        self.tcp(&socket)?.set_keep_alive_idle(value)
+        self.tcp(&socket)?.options()?.set_keep_alive_idle(value)
     }
 
     fn keep_alive_interval(&mut self, socket: TcpHandle) -> SocketResult<u64> {
-        self.tcp(&socket)?.keep_alive_interval()
+        self.tcp(&socket)?.options()?.keep_alive_interval()
     }
 
     fn set_keep_alive_interval(&mut self, socket: TcpHandle, value: u64) -> SocketResult<()> {
-        self.tcp(&socket)?.set_keep_alive_interval(value)
+        self.tcp(&socket)?.options()?.set_keep_alive_interval(value)
     }
 
     fn keep_alive_count(&mut self, socket: TcpHandle) -> SocketResult<u32> {
-        self.tcp(&socket)?.keep_alive_count()
+        self.tcp(&socket)?.options()?.keep_alive_count()
     }
 
     fn set_keep_alive_count(&mut self, socket: TcpHandle, value: u32) -> SocketResult<()> {
-        self.tcp(&socket)?.set_keep_alive_count(value)
+        self.tcp(&socket)?.options()?.set_keep_alive_count(value)
     }
 
     fn hop_limit(&mut self, socket: TcpHandle) -> SocketResult<u8> {
-        self.tcp(&socket)?.hop_limit()
+        self.tcp(&socket)?.options()?.hop_limit()
     }
 
     fn set_hop_limit(&mut self, socket: TcpHandle, value: u8) -> SocketResult<()> {
-        self.tcp(&socket)?.set_hop_limit(value)
+        self.tcp(&socket)?.options()?.set_hop_limit(value)
     }
 
     fn receive_buffer_size(&mut self, socket: TcpHandle) -> SocketResult<u64> {
-        self.tcp(&socket)?.receive_buffer()
+        self.tcp(&socket)?.options()?.receive_buffer()
     }
 
     fn set_receive_buffer_size(&mut self, socket: TcpHandle, value: u64) -> SocketResult<()> {
-        self.tcp(&socket)?.set_receive_buffer(value)
+        self.tcp(&socket)?.options()?.set_receive_buffer(value)
     }
 
     fn send_buffer_size(&mut self, socket: TcpHandle) -> SocketResult<u64> {
-        self.tcp(&socket)?.send_buffer()
+        self.tcp(&socket)?.options()?.send_buffer()
     }
 
     fn set_send_buffer_size(&mut self, socket: TcpHandle, value: u64) -> SocketResult<()> {
-        self.tcp(&socket)?.set_send_buffer(value)
+        self.tcp(&socket)?.options()?.set_send_buffer(value)
     }
 
     fn subscribe(&mut self, socket: TcpHandle) -> wasmtime::Result<Resource<DynPollable>> {
@@ -367,27 +367,27 @@ impl udp::HostUdpSocket for Sockets<'_> {
     }
 
     fn unicast_hop_limit(&mut self, socket: UdpHandle) -> SocketResult<u8> {
-        self.udp(&socket)?.hop_limit()
+        self.udp(&socket)?.options().hop_limit()
     }
 
     fn set_unicast_hop_limit(&mut self, socket: UdpHandle, value: u8) -> SocketResult<()> {
-        self.udp(&socket)?.set_hop_limit(value)
+        self.udp(&socket)?.options().set_hop_limit(value)
     }
 
     fn receive_buffer_size(&mut self, socket: UdpHandle) -> SocketResult<u64> {
-        self.udp(&socket)?.receive_buffer()
+        self.udp(&socket)?.options().receive_buffer()
     }
 
     fn set_receive_buffer_size(&mut self, socket: UdpHandle, value: u64) -> SocketResult<()> {
-        self.udp(&socket)?.set_receive_buffer(value)
+        self.udp(&socket)?.options().set_receive_buffer(value)
     }
 
     fn send_buffer_size(&mut self, socket: UdpHandle) -> SocketResult<u64> {
-        self.udp(&socket)?.send_buffer()
+        self.udp(&socket)?.options().send_buffer()
     }
 
     fn set_send_buffer_size(&mut self, socket: UdpHandle, value: u64) -> SocketResult<()> {
-        self.udp(&socket)?.set_send_buffer(value)
+        self.udp(&socket)?.options().set_send_buffer(value)
     }
 
     fn subscribe(&mut self, socket: UdpHandle) -> wasmtime::Result<Resource<DynPollable>> {

@@ -56,96 +56,111 @@ impl Options {
         }
         Ok(())
     }
+}
 
-    pub(crate) fn set_keep_alive(&mut self, fd: BorrowedFd<'_>, on: bool) -> SocketResult<()> {
-        sockopt::set_socket_keepalive(fd, on)?;
-        self.keep_alive = Some(on);
+/// The options of one socket, to be read and set.
+pub(crate) struct Settings<'a> {
+    fd: BorrowedFd<'a>,
+    beneath: Family,
+    set: &'a mut Options,
+}
+
+impl<'a> Settings<'a> {
+    /// Of the socket `fd`, of this family; what is set is kept in `set`.
+    pub(crate) fn new(fd: BorrowedFd<'a>, beneath: Family, set: &'a mut Options) -> Self {
+        Self { fd, beneath, set }
+    }
+
+    pub(crate) fn keep_alive(&self) -> SocketResult<bool> {
+        Ok(sockopt::socket_keepalive(self.fd)?)
+    }
+
+    pub(crate) fn set_keep_alive(&mut self, on: bool) -> SocketResult<()> {
+        sockopt::set_socket_keepalive(self.fd, on)?;
+        self.set.keep_alive = Some(on);
         Ok(())
     }
 
-    pub(crate) fn set_keep_alive_idle(&mut self, fd: BorrowedFd<'_>, ns: u64) -> SocketResult<()> {
+    pub(crate) fn keep_alive_idle(&self) -> SocketResult<u64> {
+        Ok(nanoseconds(sockopt::tcp_keepidle(self.fd)?))
+    }
+
+    pub(crate) fn set_keep_alive_idle(&mut self, ns: u64) -> SocketResult<()> {
         let time = keep_alive_time(ns)?;
-        sockopt::set_tcp_keepidle(fd, time)?;
-        self.keep_alive_idle = Some(time);
+        sockopt::set_tcp_keepidle(self.fd, time)?;
+        self.set.keep_alive_idle = Some(time);
         Ok(())
     }
 
-    pub(crate) fn set_keep_alive_interval(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        ns: u64,
-    ) -> SocketResult<()> {
+    pub(crate) fn keep_alive_interval(&self) -> SocketResult<u64> {
+        Ok(nanoseconds(sockopt::tcp_keepintvl(self.fd)?))
+    }
+
+    pub(crate) fn set_keep_alive_interval(&mut self, ns: u64) -> SocketResult<()> {
         let time = keep_alive_time(ns)?;
-        sockopt::set_tcp_keepintvl(fd, time)?;
-        self.keep_alive_interval = Some(time);
+        sockopt::set_tcp_keepintvl(self.fd, time)?;
+        self.set.keep_alive_interval = Some(time);
         Ok(())
     }
 
-    pub(crate) fn set_keep_alive_count(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        count: u32,
-    ) -> SocketResult<()> {
+    pub(crate) fn keep_alive_count(&self) -> SocketResult<u32> {
+        Ok(sockopt::tcp_keepcnt(self.fd)?)
+    }
+
+    pub(crate) fn set_keep_alive_count(&mut self, count: u32) -> SocketResult<()> {
         if count == 0 {
             return Err(ErrorCode::InvalidArgument.into());
         }
         let count = count.min(MAX_KEEP_ALIVE_COUNT);
-        sockopt::set_tcp_keepcnt(fd, count)?;
-        self.keep_alive_count = Some(count);
+        sockopt::set_tcp_keepcnt(self.fd, count)?;
+        self.set.keep_alive_count = Some(count);
         Ok(())
     }
 
-    pub(crate) fn set_hop_limit(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        beneath: Family,
-        hops: u8,
-    ) -> SocketResult<()> {
+    pub(crate) fn hop_limit(&self) -> SocketResult<u8> {
+        Ok(match self.beneath {
+            Family::V4 => {
+                u8::try_from(sockopt::ip_ttl(self.fd)?).map_err(|_| ErrorCode::NotSupported)?
+            }
+            Family::V6 => sockopt::ipv6_unicast_hops(self.fd)?,
+        })
+    }
+
+    pub(crate) fn set_hop_limit(&mut self, hops: u8) -> SocketResult<()> {
         if hops == 0 {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        set_hops(fd, beneath, hops)?;
-        self.hop_limit = Some(hops);
+        set_hops(self.fd, self.beneath, hops)?;
+        self.set.hop_limit = Some(hops);
         Ok(())
     }
 
-    pub(crate) fn set_receive_buffer(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        bytes: u64,
-    ) -> SocketResult<()> {
+    /// Linux doubles what it is asked for and tells the double.
+    pub(crate) fn receive_buffer(&self) -> SocketResult<u64> {
+        Ok(sockopt::socket_recv_buffer_size(self.fd)? as u64 / 2)
+    }
+
+    pub(crate) fn set_receive_buffer(&mut self, bytes: u64) -> SocketResult<()> {
         let bytes = buffer_size(bytes)?;
-        sockopt::set_socket_recv_buffer_size(fd, bytes)?;
-        self.receive_buffer = Some(bytes);
+        sockopt::set_socket_recv_buffer_size(self.fd, bytes)?;
+        self.set.receive_buffer = Some(bytes);
         Ok(())
     }
 
-    pub(crate) fn set_send_buffer(&mut self, fd: BorrowedFd<'_>, bytes: u64) -> SocketResult<()> {
+    /// As [`Settings::receive_buffer`].
+    pub(crate) fn send_buffer(&self) -> SocketResult<u64> {
+        Ok(sockopt::socket_send_buffer_size(self.fd)? as u64 / 2)
+    }
+
+    pub(crate) fn set_send_buffer(&mut self, bytes: u64) -> SocketResult<()> {
         let bytes = buffer_size(bytes)?;
-        sockopt::set_socket_send_buffer_size(fd, bytes)?;
-        self.send_buffer = Some(bytes);
+        sockopt::set_socket_send_buffer_size(self.fd, bytes)?;
+        self.set.send_buffer = Some(bytes);
         Ok(())
     }
 }
 
-pub(crate) fn hop_limit(fd: BorrowedFd<'_>, beneath: Family) -> SocketResult<u8> {
-    Ok(match beneath {
-        Family::V4 => u8::try_from(sockopt::ip_ttl(fd)?).map_err(|_| ErrorCode::NotSupported)?,
-        Family::V6 => sockopt::ipv6_unicast_hops(fd)?,
-    })
-}
-
-/// Linux doubles what it is asked for and tells the double.
-pub(crate) fn receive_buffer(fd: BorrowedFd<'_>) -> SocketResult<u64> {
-    Ok(sockopt::socket_recv_buffer_size(fd)? as u64 / 2)
-}
-
-/// As [`receive_buffer`].
-pub(crate) fn send_buffer(fd: BorrowedFd<'_>) -> SocketResult<u64> {
-    Ok(sockopt::socket_send_buffer_size(fd)? as u64 / 2)
-}
-
-pub(crate) fn nanoseconds(time: Duration) -> u64 {
+fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use rustix::io::Errno;
-use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
 use wasmtime_wasi::p2::bindings::sockets::tcp::ShutdownType;
@@ -19,7 +18,7 @@ use wasmtime_wasi_io::async_trait;
 
 use crate::linker::NetCtx;
 use crate::listening::Listening;
-use crate::options::{self, Options};
+use crate::options::{Options, Settings};
 use crate::os;
 use crate::podnet::{Binding, Permit, PodNet};
 use crate::rules::{Family, Scope};
@@ -353,60 +352,9 @@ impl TcpSocket {
         Ok(())
     }
 
-    pub(crate) fn keep_alive(&self) -> SocketResult<bool> {
-        Ok(sockopt::socket_keepalive(fd(&self.state)?)?)
-    }
-
-    pub(crate) fn set_keep_alive(&mut self, on: bool) -> SocketResult<()> {
-        self.options.set_keep_alive(fd(&self.state)?, on)
-    }
-
-    pub(crate) fn keep_alive_idle(&self) -> SocketResult<u64> {
-        Ok(options::nanoseconds(sockopt::tcp_keepidle(fd(&self.state)?)?))
-    }
-
-    pub(crate) fn set_keep_alive_idle(&mut self, ns: u64) -> SocketResult<()> {
-        self.options.set_keep_alive_idle(fd(&self.state)?, ns)
-    }
-
-    pub(crate) fn keep_alive_interval(&self) -> SocketResult<u64> {
-        Ok(options::nanoseconds(sockopt::tcp_keepintvl(fd(&self.state)?)?))
-    }
-
-    pub(crate) fn set_keep_alive_interval(&mut self, ns: u64) -> SocketResult<()> {
-        self.options.set_keep_alive_interval(fd(&self.state)?, ns)
-    }
-
-    pub(crate) fn keep_alive_count(&self) -> SocketResult<u32> {
-        Ok(sockopt::tcp_keepcnt(fd(&self.state)?)?)
-    }
-
-    pub(crate) fn set_keep_alive_count(&mut self, count: u32) -> SocketResult<()> {
-        self.options.set_keep_alive_count(fd(&self.state)?, count)
-    }
-
-    pub(crate) fn hop_limit(&self) -> SocketResult<u8> {
-        options::hop_limit(fd(&self.state)?, self.beneath)
-    }
-
-    pub(crate) fn set_hop_limit(&mut self, hops: u8) -> SocketResult<()> {
-        self.options.set_hop_limit(fd(&self.state)?, self.beneath, hops)
-    }
-
-    pub(crate) fn receive_buffer(&self) -> SocketResult<u64> {
-        options::receive_buffer(fd(&self.state)?)
-    }
-
-    pub(crate) fn set_receive_buffer(&mut self, bytes: u64) -> SocketResult<()> {
-        self.options.set_receive_buffer(fd(&self.state)?, bytes)
-    }
-
-    pub(crate) fn send_buffer(&self) -> SocketResult<u64> {
-        options::send_buffer(fd(&self.state)?)
-    }
-
-    pub(crate) fn set_send_buffer(&mut self, bytes: u64) -> SocketResult<()> {
-        self.options.set_send_buffer(fd(&self.state)?, bytes)
+    /// Its options, where its state has a socket.
+    pub(crate) fn options(&mut self) -> SocketResult<Settings<'_>> {
+        Ok(Settings::new(fd(&self.state)?, self.beneath, &mut self.options))
     }
 
     fn nothing_is_started(&self) -> SocketResult<()> {

@@ -15,7 +15,7 @@ use wasmtime_wasi::p2::{Pollable, SocketError, SocketResult};
 use wasmtime_wasi_io::async_trait;
 
 use crate::linker::NetCtx;
-use crate::options::{self, Options};
+use crate::options::{Options, Settings};
 use crate::os;
 use crate::podnet::{Binding, Permit, PodNet};
 use crate::rules::{Family, Refused};
@@ -198,28 +198,9 @@ impl UdpSocket {
         self.guest
     }
 
-    pub(crate) fn hop_limit(&self) -> SocketResult<u8> {
-        options::hop_limit(fd(&self.state), self.beneath)
-    }
-
-    pub(crate) fn set_hop_limit(&mut self, hops: u8) -> SocketResult<()> {
-        self.options.set_hop_limit(fd(&self.state), self.beneath, hops)
-    }
-
-    pub(crate) fn receive_buffer(&self) -> SocketResult<u64> {
-        options::receive_buffer(fd(&self.state))
-    }
-
-    pub(crate) fn set_receive_buffer(&mut self, bytes: u64) -> SocketResult<()> {
-        self.options.set_receive_buffer(fd(&self.state), bytes)
-    }
-
-    pub(crate) fn send_buffer(&self) -> SocketResult<u64> {
-        options::send_buffer(fd(&self.state))
-    }
-
-    pub(crate) fn set_send_buffer(&mut self, bytes: u64) -> SocketResult<()> {
-        self.options.set_send_buffer(fd(&self.state), bytes)
+    /// Its options.
+    pub(crate) fn options(&mut self) -> Settings<'_> {
+        Settings::new(fd(&self.state), self.beneath, &mut self.options)
     }
 }
 
