@@ -205,6 +205,30 @@ impl ResourceLimiter for Meter {
     }
 }
 
+/// The state of an instance, of either kind.
+trait Charged: 'static {
+    /// Its books, and the resources that are counted in them.
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable);
+}
+
+/// A store for one instance of `container`, with all that bounds it.
+fn bounded<S: Charged>(container: &Container, engine: &wasmtime::Engine, mut state: S) -> Store<S> {
+    let limits = &container.spec.limits;
+    state.books().1.set_max_capacity(limits.handles as usize);
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| state.books().0);
+    store.set_hostcall_fuel(HOSTCALL_FUEL);
+    let slice = crate::cpu::slice(limits.cpu_weight);
+    // The first slice may be one on the agents' thread, so it is the shortest.
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, S>| {
+        let (meter, table) = context.data_mut().books();
+        meter.take_stock(table)?;
+        Ok(UpdateDeadline::Yield(slice))
+    });
+    store
+}
+
 /// The state of a component's instance.
 pub struct GuestState {
     // Declared first, dropped first: what the guest holds goes before the books that it is charged in.
@@ -226,12 +250,10 @@ impl GuestState {
         stdio: Stdio,
         args: Option<Vec<String>>,
     ) -> Store<Self> {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(container.spec.limits.handles as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS);
         let state = Self {
-            table,
+            table: ResourceTable::new(),
             wasi: WasiCtxBuilder::new().max_random_size(MAX_RANDOM).build(),
             http,
             outgoing: Outgoing::new(container),
@@ -240,18 +262,8 @@ impl GuestState {
             args,
             meter: Meter::new(container),
         };
-        let mut store = Store::new(engine, state);
-        store.limiter(|state| &mut state.meter);
-        store.set_hostcall_fuel(HOSTCALL_FUEL);
+        let mut store = bounded(container, engine, state);
         store.set_max_component_handles(container.spec.limits.handles as usize);
-        let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
-        // The first slice may be one on the agents' thread, so it is the shortest.
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
-            let state = context.data_mut();
-            state.meter.take_stock(&mut state.table)?;
-            Ok(UpdateDeadline::Yield(slice))
-        });
         store
     }
 
@@ -263,6 +275,12 @@ impl GuestState {
     /// The resource table, for what the host hands to the guest.
     pub fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
+    }
+}
+
+impl Charged for GuestState {
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable) {
+        (&mut self.meter, &mut self.table)
     }
 }
 
@@ -356,24 +374,18 @@ impl Preview1State {
             mount.prepare()?;
             builder.preopened_dir(&mount.source, &mount.guest, mount.perms)?;
         }
-        let mut wasi = builder.build_p1();
-        wasi.ctx().table.set_max_capacity(container.spec.limits.handles as usize);
-        let mut store = Store::new(engine, Self { wasi, meter: Meter::new(container) });
-        store.limiter(|state| &mut state.meter);
-        store.set_hostcall_fuel(HOSTCALL_FUEL);
-        let slice = crate::cpu::slice(container.spec.limits.cpu_weight);
-        // The first slice may be one on the agents' thread, so it is the shortest.
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, Self>| {
-            let state = context.data_mut();
-            state.meter.take_stock(state.wasi.ctx().table)?;
-            Ok(UpdateDeadline::Yield(slice))
-        });
-        Ok(store)
+        let state = Self { wasi: builder.build_p1(), meter: Meter::new(container) };
+        Ok(bounded(container, engine, state))
     }
 
     /// The context that `wasmtime_wasi::p1` works on.
     pub fn wasi(&mut self) -> &mut WasiP1Ctx {
         &mut self.wasi
+    }
+}
+
+impl Charged for Preview1State {
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable) {
+        (&mut self.meter, self.wasi.ctx().table)
     }
 }
