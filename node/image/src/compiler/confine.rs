@@ -5,11 +5,11 @@
 
 #![allow(unsafe_code)] // One call of unshare.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use copepod_shim::filters::{Filters, always};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     DumpableBehavior, Gid, Resource, Rlimit, Uid, setpriority_process, setrlimit,
@@ -18,10 +18,7 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs,
     set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::Limits;
 
@@ -142,14 +139,12 @@ const ALLOWED: [libc::c_long; 40] = [
 ];
 
 fn filter() -> Result<(), seccompiler::Error> {
-    let arch: seccompiler::TargetArch = std::env::consts::ARCH.try_into()?;
     let only_if = |index, operator, value| -> Result<Vec<SeccompRule>, seccompiler::Error> {
         let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
         Ok(vec![SeccompRule::new(vec![condition])?])
     };
     let is_clear = |bits: libc::c_int| SeccompCmpOp::MaskedEq(bits.unsigned_abs().into());
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules = always(&ALLOWED);
     // Nothing here runs the code it makes.
     rules.insert(libc::SYS_mmap, only_if(2, is_clear(libc::PROT_EXEC), 0)?);
     rules.insert(libc::SYS_mprotect, only_if(2, is_clear(libc::PROT_EXEC), 0)?);
@@ -163,23 +158,8 @@ fn filter() -> Result<(), seccompiler::Error> {
     );
     // abort() signals its own process.
     rules.insert(libc::SYS_tgkill, only_if(0, SeccompCmpOp::Eq, std::process::id().into())?);
-    // glibc learns of clone's flags from the older call only if the newer, whose flags no filter can see, is "unknown".
-    let unknown = SeccompFilter::new(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
-        arch,
-    )?;
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_poll, Vec::new());
-    let allowed = SeccompFilter::new(
-        rules,
-        SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-        SeccompAction::Allow,
-        arch,
-    )?;
-    let (unknown, allowed): (BpfProgram, BpfProgram) = (unknown.try_into()?, allowed.try_into()?);
-    // The list last: it leaves no call to install another one.
-    seccompiler::apply_filter(&unknown)?;
-    seccompiler::apply_filter(&allowed)
+    // glibc learns of clone's flags from the older call only if the newer, whose flags no filter can see, is "unknown".
+    Filters::new(&[libc::SYS_clone3], rules)?.install()
 }
