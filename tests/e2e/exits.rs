@@ -1,5 +1,8 @@
 //! How containers end, and what their pod's status then says.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use copepod_tests::manifest::{With, container, image, pod, probe};
 use copepod_tests::node::{Node, status};
 use copepod_tests::wait::until;
@@ -152,6 +155,30 @@ fn a_stop_ends_a_guest_that_spins_one_that_sleeps_and_one_that_waits_for_the_net
 
     for name in names {
         until("the pod to be gone", || node.pod(name).is_none().then_some(()));
+    }
+}
+
+#[test]
+fn a_server_without_a_shutdown_notice_answers_who_is_connected_before_it_is_stopped() {
+    let node = Node::new();
+    node.start_example("axum", &["axum"]);
+    node.wait_ready("axum");
+    let to = node.address("axum", 8080);
+    let request = b"GET /slow HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let open: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(to).expect("connected");
+            stream.write_all(request).expect("sent");
+            stream
+        })
+        .collect();
+
+    node.ok(&["stop", "axum"]);
+
+    for mut stream in open {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("a whole answer");
+        assert!(answer.ends_with("slow, but not in the way\n"), "{answer:?}");
     }
 }
 

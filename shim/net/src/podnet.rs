@@ -357,6 +357,12 @@ impl Listener {
         Ok((PodStream { stream, _permit: Permit { _permit: permit } }, shown))
     }
 
+    /// Lets nobody new connect. Who had begun to is connected once this resolves, and is had by [`Listener::accept`].
+    pub async fn turn_away(&self) {
+        self.socket.ignore_newcomers();
+        tokio::time::sleep(calls::LOOK).await;
+    }
+
     /// The address and port that it listens on.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.binding.place.ip, self.binding.port)

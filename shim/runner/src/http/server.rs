@@ -346,6 +346,9 @@ async fn accept<G: Guests>(
             None => break,
         }
     }
+    if *phase.borrow() != Phase::Stopped {
+        listener.turn_away().await;
+    }
     // Who stands in the backlog has been told by the kernel that it is connected: it is served, too.
     while *phase.borrow() != Phase::Stopped
         && let Ok(permit) = shared.connections.clone().try_acquire_owned()
