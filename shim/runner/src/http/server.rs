@@ -336,7 +336,7 @@ async fn accept<G: Guests>(
             accepted = next => Some(accepted),
         };
         match accepted {
-            Some((Ok((stream, _)), permit)) => start_quick(&shared, stream, local, permit),
+            Some((Ok((stream, _)), permit)) => start_tcp(&shared, stream, local, permit),
             // Closed by its pod.
             Some((Err(error), _)) if error.kind() == io::ErrorKind::InvalidInput => break,
             Some((Err(error), _)) => {
@@ -354,11 +354,11 @@ async fn accept<G: Guests>(
         && let Ok(permit) = shared.connections.clone().try_acquire_owned()
         && let Some(Ok((stream, _))) = listener.accept().now_or_never()
     {
-        start_quick(&shared, stream, local, Some(permit));
+        start_tcp(&shared, stream, local, Some(permit));
     }
 }
 
-fn start_quick<G: Guests>(
+fn start_tcp<G: Guests>(
     shared: &Arc<Shared<G>>,
     stream: PodStream,
     local: SocketAddr,
