@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use copepod_agent::with_causes;
 use copepod_image::{Credentials, Images, ImagesConfig, Progress, PullPolicy};
 use copepod_shim::kind::{self, Inspection};
 use jiff::Timestamp;
@@ -60,7 +61,7 @@ pub(crate) fn load_to_run(data: &Path, file: &Path, name: &str) -> Result<String
     let tag: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
     let reference = format!("{LOCAL}/{name}:{tag}");
     let images = open(data).map_err(|(_, why)| why)?;
-    images.load(file, &reference).map_err(|error| chain(&error))?;
+    images.load(file, &reference).map_err(|error| with_causes(&error))?;
     Ok(reference)
 }
 
@@ -70,26 +71,11 @@ fn open(data: &Path) -> Result<Images, Failure> {
         .map_err(|error| (NEVER, format!("cannot find this program: {error}")))?;
     let config = ImagesConfig::new(compiler);
     Images::open(&data.join("images"), &data.join("code"), config)
-        .map_err(|error| (NEVER, chain(&error)))
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors tell their cause already.
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+        .map_err(|error| (NEVER, with_causes(&error)))
 }
 
 fn failed(error: &dyn std::error::Error) -> Failure {
-    (1, harmless(&chain(error)))
+    (1, harmless(&with_causes(error)))
 }
 
 fn load(out: Out, data: &Path, file: &Path, tag: &str) -> Result<io::Result<()>, Failure> {
@@ -314,7 +300,7 @@ fn remove(out: Out, data: &Path, references: &[String]) -> Result<io::Result<()>
                     return Ok(Err(error));
                 }
             }
-            Err(error) => failures.push(chain(&error)),
+            Err(error) => failures.push(with_causes(&error)),
         }
     }
     match failures.is_empty() {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use copepod_agent::{AgentConfig, AgentError, run_agent};
+use copepod_agent::{AgentConfig, AgentError, run_agent, with_causes};
 
 use crate::out::Out;
 
@@ -28,24 +28,10 @@ pub(crate) fn agent(out: Out, data: PathBuf) -> u8 {
         // The one that starts us tries again or tells; a line each time would only fill the other agent's log.
         Err(AgentError::Taken(_)) => TAKEN,
         Err(error) => {
-            out.error(&chain(&error));
+            out.error(&with_causes(&error));
             1
         }
     }
-}
-
-/// The error and its causes, as far as they are not in its text already.
-fn chain(error: &AgentError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// The agent's settings: the defaults, and what `COPEPOD_*` variables say otherwise.

@@ -9,6 +9,7 @@
 
 mod accept;
 pub mod api;
+mod causes;
 mod check;
 mod config;
 mod domains;
@@ -25,5 +26,6 @@ mod sandbox;
 mod serve;
 mod store;
 
+pub use causes::with_causes;
 pub use config::AgentConfig;
 pub use recover::{AgentError, run_agent};

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::api::{self, ContainerUse, ExecIn, Reply};
+use crate::causes::with_causes;
 use crate::check::{self, Get};
 use crate::config::AgentConfig;
 use crate::domains::{Domains, Live};
@@ -611,21 +612,6 @@ struct ImageFailed {
     reason: String,
     message: String,
     retry: bool,
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What the client's `docker login` left, and the logins of the pod's pull secrets.

@@ -21,12 +21,13 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use crate::causes::with_causes;
 use crate::config::AgentConfig;
 use crate::domains::{DomainError, Domains};
 use crate::journal::{Journal, JournalError};
 use crate::node::NodeView;
 use crate::owner::{Line, Owner};
-use crate::perform::{Performer, with_causes};
+use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::serve;
 use crate::store::Store;

@@ -26,8 +26,9 @@ use copepod_shim::protocol::{
 use k8s_openapi::api::core::v1::{Container, Volume};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+use crate::causes::with_causes;
 use crate::domains::Live;
-use crate::perform::{Performer, with_causes};
+use crate::perform::Performer;
 use crate::pod::{ReadyImage, World};
 use crate::runner::RequestError;
 
