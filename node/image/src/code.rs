@@ -114,7 +114,7 @@ const FRESH: Duration = Duration::from_secs(120);
 /// The engine's settings do not fit this machine.
 pub fn engine_hash() -> Result<String, String> {
     let in_words = |error: wasmtime::Error| format!("{error:#}");
-    let engine = wasmtime::Engine::new(&copepod_shim::engine::config()).map_err(in_words)?;
+    let engine = wasmtime::Engine::new(&copepod_shim::engine::config(None)).map_err(in_words)?;
     let code = engine.precompile_module(b"\0asm\x01\0\0\0").map_err(in_words)?;
     // 16 bytes name one of a handful of engines; the whole would make every path longer.
     Ok(Digest::of(&code).hex()[..32].to_owned())

@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use copepod_shim::engine::Salt;
+
 /// What the runner was started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
@@ -15,6 +17,8 @@ pub struct Arguments {
     pub build: Option<String>,
     /// The compatibility hash of the agent's engine.
     pub engine: String,
+    /// What its compiler was given, too.
+    pub engine_salt: Option<Salt>,
 }
 
 /// Where a runner runs.
@@ -34,7 +38,7 @@ pub enum Place {
 /// The arguments are not understood.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0}; usage: copepod-runner [--build HASH] [--engine HASH] [--unconfined --root DIR --socket PATH]"
+    "{0}; usage: copepod-runner [--build HASH] [--engine HASH] [--engine-salt SALT] [--unconfined --root DIR --socket PATH]"
 )]
 pub struct Misused(String);
 
@@ -45,7 +49,7 @@ impl Arguments {
     /// Something is unknown or missing.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Misused> {
         let mut arguments = arguments.into_iter();
-        let (mut build, mut engine) = (None, String::new());
+        let (mut build, mut engine, mut engine_salt) = (None, String::new(), None);
         let (mut unconfined, mut root, mut socket) = (false, None, None);
         while let Some(argument) = arguments.next() {
             let name = argument.to_string_lossy().into_owned();
@@ -55,6 +59,9 @@ impl Arguments {
                 "--unconfined" => unconfined = true,
                 "--build" => build = Some(value()?.to_string_lossy().into_owned()),
                 "--engine" => engine = value()?.to_string_lossy().into_owned(),
+                "--engine-salt" => {
+                    engine_salt = Some(value()?.to_string_lossy().parse().map_err(Misused)?);
+                }
                 "--root" => root = Some(PathBuf::from(value()?)),
                 "--socket" => socket = Some(PathBuf::from(value()?)),
                 _ => return Err(Misused(format!("{name} is unknown"))),
@@ -66,7 +73,7 @@ impl Arguments {
             (false, None, None) => Place::Confined,
             (false, ..) => return Err(Misused("--root and --socket need --unconfined".into())),
         };
-        Ok(Self { place, build, engine })
+        Ok(Self { place, build, engine, engine_salt })
     }
 }
 
@@ -82,10 +89,8 @@ mod tests {
     fn without_arguments_the_runner_confines_itself() {
         let arguments = parse(&["--engine", "e"]).expect("understood");
 
-        assert_eq!(
-            arguments,
-            Arguments { place: Place::Confined, build: None, engine: "e".into() }
-        );
+        let (place, engine) = (Place::Confined, "e".into());
+        assert_eq!(arguments, Arguments { place, build: None, engine, engine_salt: None });
     }
 
     #[test]
@@ -94,5 +99,6 @@ mod tests {
         assert!(parse(&["--unconfined"]).is_err());
         assert!(parse(&["--fast"]).is_err());
         assert!(parse(&["--build"]).is_err());
+        assert!(parse(&["--engine-salt", "a b"]).is_err());
     }
 }

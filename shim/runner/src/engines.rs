@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use copepod_shim::engine::{self, Salt};
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{Failure, layout};
 use wasmtime::component::{self, HasData};
@@ -43,6 +44,7 @@ pub struct Engines {
     /// Advances both engines' epochs.
     pub ticker: Ticker,
     root: Root,
+    salt: Option<Salt>,
     on_demand: Engine,
     pooled: OnceLock<Result<Pooled, String>>,
     commands: OnceLock<Result<component::Linker<GuestState>, String>>,
@@ -81,12 +83,12 @@ struct Pooled {
 }
 
 impl Engines {
-    /// The engines of a runner with this root; what is not used is not made.
+    /// The engines of a runner with this root, for code that was compiled with the same salt; what is not used is not made.
     ///
     /// # Errors
     /// This machine cannot run the engine at all.
-    pub fn new(root: Root) -> wasmtime::Result<Arc<Self>> {
-        let mut config = copepod_shim::engine::config();
+    pub fn new(root: Root, salt: Option<Salt>) -> wasmtime::Result<Arc<Self>> {
+        let mut config = engine::config(salt.as_ref());
         config.async_stack_size(ASYNC_STACK);
         let on_demand = Engine::new(&config)?;
         let ticker = Ticker::new();
@@ -94,6 +96,7 @@ impl Engines {
         Ok(Arc::new(Self {
             ticker,
             root,
+            salt,
             on_demand,
             pooled: OnceLock::new(),
             commands: OnceLock::new(),
@@ -152,7 +155,7 @@ impl Engines {
 
     fn pooled(&self) -> Result<&Pooled, Failure> {
         let made = self.pooled.get_or_init(|| {
-            let engine = pooled_engine().map_err(|error| format!("{error:#}"))?;
+            let engine = pooled_engine(self.salt.as_ref()).map_err(|error| format!("{error:#}"))?;
             let linker = component_linker(&engine).map_err(|error| format!("{error:#}"))?;
             self.ticker.add(&engine);
             Ok(Pooled { engine, linker })
@@ -192,7 +195,7 @@ fn missing(error: wasmtime::Error) -> Failure {
     }
 }
 
-fn pooled_engine() -> wasmtime::Result<Engine> {
+fn pooled_engine(salt: Option<&Salt>) -> wasmtime::Result<Engine> {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(POOL)
         .total_core_instances(POOL)
@@ -205,7 +208,7 @@ fn pooled_engine() -> wasmtime::Result<Engine> {
         .decommit_batch_size(32)
         .max_unused_warm_slots(100)
         .pagemap_scan(Enabled::Auto);
-    let mut config = copepod_shim::engine::config();
+    let mut config = engine::config(salt);
     config
         .async_stack_size(ASYNC_STACK)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));

@@ -47,7 +47,7 @@ fn run() -> anyhow::Result<()> {
     let hello = Hello { versions: VERSIONS, build, engine: arguments.engine };
     // This thread speaks to agents and nothing else; guests get threads of their own with the first pod.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pods = Pods::new(root)?;
+    let pods = Pods::new(root, arguments.engine_salt)?;
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use copepod_net::PodNet;
+use copepod_shim::engine::Salt;
 use copepod_shim::protocol::{
     Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
     Failure, PodReport, PodSandbox, StartContainer, StopContainer,
@@ -136,10 +137,10 @@ impl Pods {
     ///
     /// # Errors
     /// This machine cannot run the engine, or the records cannot be read.
-    pub fn new(root: Root) -> anyhow::Result<Arc<Self>> {
+    pub fn new(root: Root, salt: Option<Salt>) -> anyhow::Result<Arc<Self>> {
         let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
         Ok(Arc::new(Self {
-            engines: Engines::new(root.clone()).map_err(anyhow::Error::from)?,
+            engines: Engines::new(root.clone(), salt).map_err(anyhow::Error::from)?,
             trust: Trust::new(&root),
             root,
             records,

@@ -11,7 +11,7 @@ fn main() -> Result<()> {
     let mut guest = Vec::new();
     std::io::stdin().read_to_end(&mut guest)?;
     let wasm = wat::parse_bytes(&guest).map_err(Error::other)?;
-    let engine = Engine::new(&copepod_shim::engine::config()).map_err(Error::other)?;
+    let engine = Engine::new(&copepod_shim::engine::config(None)).map_err(Error::other)?;
     // Byte 6 of the header tells a component from a module.
     let code = if wasm.get(6) == Some(&1) {
         engine.precompile_component(&wasm)
