@@ -444,7 +444,7 @@ impl Birth<'_> {
         // A copy of the shared root: what is mounted in the one later arrives in the other.
         let seen = mounts::copy_of(root.as_fd()).step(|| "copy the domain's root".into())?;
         let begin = Begin {
-            domain: spec.id.to_string(),
+            domain: spec.id.host_name().to_owned(),
             uid: record.uid,
             own_network: record.own_network,
             mount_point: self.tree.root().to_string_lossy().into_owned(),

@@ -77,6 +77,11 @@ impl DomainId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its beginning, as far as Linux takes it for a host name: 64 bytes. Only a runner's own messages show it.
+    pub fn host_name(&self) -> &str {
+        self.0.get(..64).unwrap_or(&self.0)
+    }
 }
 
 impl TryFrom<String> for DomainId {
@@ -132,6 +137,15 @@ mod tests {
         for good in ["default", "pod-1b2c", "a.b_c", "0"] {
             assert!(good.parse::<DomainId>().is_ok(), "{good:?}");
         }
+    }
+
+    #[test]
+    fn a_domain_with_a_long_name_has_a_host_name_that_linux_takes() {
+        let long: DomainId = format!("ns-{}.2", "x".repeat(63)).parse().expect("a name");
+        let short: DomainId = "ns-default".parse().expect("a name");
+
+        assert_eq!(long.host_name().len(), 64);
+        assert_eq!(short.host_name(), "ns-default");
     }
 
     #[test]
