@@ -67,10 +67,7 @@ pub(crate) fn load_to_run(data: &Path, file: &Path, name: &str) -> Result<String
 
 fn open(data: &Path) -> Result<Images, Failure> {
     copepod_image::install_tls_provider();
-    let compiler = std::env::current_exe()
-        .map_err(|error| (NEVER, format!("cannot find this program: {error}")))?;
-    let config = ImagesConfig::new(compiler);
-    Images::open(&data.join("images"), &data.join("code"), config)
+    Images::open(&data.join("images"), &data.join("code"), ImagesConfig::default())
         .map_err(|error| (NEVER, with_causes(&error)))
 }
 

@@ -75,6 +75,10 @@ fn settings(
     if let Some(bytes) = number("COPEPOD_COMPILE_MEMORY")? {
         config.compile_memory = bytes;
     }
+    if let Some(text) = variable("COPEPOD_ENGINE_SALT").filter(|text| !text.is_empty()) {
+        let salt = text.parse().map_err(|why| format!("COPEPOD_ENGINE_SALT={text}: {why}"))?;
+        config.engine_salt = Some(salt);
+    }
     Ok(config)
 }
 
@@ -120,10 +124,13 @@ mod tests {
                 .map(|it| it.len()),
             Some(2)
         );
-        for name in
-            ["COPEPOD_COMPILE_CPU_SECONDS", "COPEPOD_ALLOCATABLE_MEMORY", "COPEPOD_NAME_SERVERS"]
-        {
-            let refused = set(name, "much").expect_err(name);
+        for name in [
+            "COPEPOD_COMPILE_CPU_SECONDS",
+            "COPEPOD_ALLOCATABLE_MEMORY",
+            "COPEPOD_NAME_SERVERS",
+            "COPEPOD_ENGINE_SALT",
+        ] {
+            let refused = set(name, "too much").expect_err(name);
             assert!(refused.starts_with(name), "{refused}");
         }
     }

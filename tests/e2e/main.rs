@@ -10,6 +10,7 @@ mod limits;
 mod volumes;
 
 mod crash;
+mod upgrade;
 
 mod badinput;
 mod hostile;

@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// A private data directory and what runs in it.
 pub struct Node {
     built: Built,
+    /// Of the engine of the programs in use, where they are not the built ones.
+    salt: Option<String>,
     folder: tempfile::TempDir,
     log: Option<String>,
 }
@@ -67,7 +69,7 @@ impl Node {
     pub fn of(built: Built) -> Self {
         let folder =
             tempfile::Builder::new().prefix("copepod-test-").tempdir().expect("a temporary folder");
-        Self { built, folder, log: None }
+        Self { built, salt: None, folder, log: None }
     }
 
     /// Has the agent write into its log what `filter` (as of `RUST_LOG`) lets through.
@@ -79,6 +81,29 @@ impl Node {
     /// The built programs.
     pub fn built(&self) -> &Built {
         &self.built
+    }
+
+    /// Goes on with programs of another generation, as after an upgrade: copies of the built ones with other bytes at their end,
+    /// which makes another build, and with an engine that loads no other's code. Whatever runs, runs on.
+    ///
+    /// # Panics
+    /// Where the copies cannot be made.
+    pub fn upgrade(&mut self, generation: &str) {
+        let folder = self.scratch().join(generation);
+        std::fs::create_dir(&folder).expect("a temporary folder can be written");
+        for name in ["copepod", "copepod-runner"] {
+            let copy = folder.join(name);
+            std::fs::copy(self.built.copepod.with_file_name(name), &copy).expect("a copy");
+            let mut end = std::fs::File::options().append(true).open(copy).expect("it opens");
+            std::io::Write::write_all(&mut end, generation.as_bytes()).expect("it is written");
+        }
+        self.go_on_with(folder.join("copepod"), Some(generation));
+    }
+
+    /// Goes on with `copepod` at this path, and with the engine that has this salt.
+    pub fn go_on_with(&mut self, copepod: std::path::PathBuf, salt: Option<&str>) {
+        self.built.copepod = copepod;
+        self.salt = salt.map(str::to_owned);
     }
 
     /// The data directory.
@@ -102,6 +127,7 @@ impl Node {
         command.arg("--data-dir").arg(self.data()).args(arguments);
         command.env("COPEPOD_NFT", &self.built.nft).stdin(Stdio::null());
         command.envs(self.log.iter().map(|filter| ("COPEPOD_LOG", filter)));
+        command.envs(self.salt.iter().map(|salt| ("COPEPOD_ENGINE_SALT", salt)));
         command
     }
 

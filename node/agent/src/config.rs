@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use copepod_domain::Cidr;
+use copepod_shim::engine::Salt;
 
 /// The settings of one agent. `copepod __agent` fills it from its arguments.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct AgentConfig {
     pub compile_cpu_seconds: u64,
     /// Bytes of memory that the compile child may use: 4 GiB unless set.
     pub compile_memory: u64,
+    /// Makes this agent one of another generation, whose engine no other's code fits: for tests of upgrades.
+    pub engine_salt: Option<Salt>,
 }
 
 impl AgentConfig {
@@ -44,6 +47,7 @@ impl AgentConfig {
             log_bytes_per_second: 1 << 20,
             compile_cpu_seconds: 600,
             compile_memory: 4 << 30,
+            engine_salt: None,
         }
     }
 }

@@ -3,156 +3,267 @@
 //! ```text
 //! Down ──start or adopt──▶ Up ──runner gone──▶ Down
 //! ```
-//! A domain starts with the first pod that joins it and is removed with the last that leaves. Its slot's lock is held over these
-//! steps, so that of several pods that arrive at once one starts the runner and the others wait.
+//! A domain has a tree for each generation of runners that has pods in it (`homes`). A tree starts with the first pod that joins it
+//! and is removed with the last that leaves. Its slot's lock is held over these steps, so that of several pods that arrive at once
+//! one starts the runner and the others wait.
 //!
 //! Absent: what a dead runner means for its pods: the owner hears of it and decides.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use copepod_domain::{Adopted, Domain, DomainId, DomainSpec, Host, HostError, Limits, Network};
-use copepod_shim::protocol::{Answer, Hello, PodReport, Request};
+use copepod_shim::protocol::{Answer, Hello, PodReport, Request, VERSIONS, layout};
 use tokio::sync::mpsc;
 
+use crate::causes::with_causes;
+use crate::generation::{Generation, Programs, build_of};
+use crate::homes::Homes;
 use crate::owner::Wake;
 use crate::runner::{ConnectError, Heard, RequestError, Runner};
 
 /// Most threads of a runner: its workers and those that files are read by, with room.
 const MOST_THREADS: u32 = 1024;
 
-/// A domain whose runner lives and is connected.
+/// How long the kernel may take to end a runner that was killed.
+const DEATH: Duration = Duration::from_secs(30);
+
+/// A tree whose runner lives and is connected.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) domain: Domain,
     pub(crate) runner: Runner,
+    /// What its code is compiled by.
+    pub(crate) generation: Generation,
     /// Which life of the runner this is, as this agent counts them: news of an earlier one is stale.
     pub(crate) life: u64,
 }
 
-/// Why a domain is not up.
+/// Why a tree is not up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DomainError {
     #[error(transparent)]
     Host(#[from] HostError),
-    #[error("the runner of domain {id} started but cannot be spoken to")]
-    Connect { id: String, source: ConnectError },
-    #[error("the runner of domain {id} does not tell what it holds")]
-    List { id: String, source: RequestError },
+    #[error("the runner of {tree} started but cannot be spoken to")]
+    Connect { tree: String, source: ConnectError },
+    /// Its guests go on: who speaks with it can be started.
+    #[error(
+        "the runner of {tree} speaks versions {oldest} to {newest} of the protocol and this agent {} to {}; its pods go on: \
+         look after them, or stop them, with {}, which is of the runner's own build",
+        VERSIONS.oldest, VERSIONS.newest, program.display()
+    )]
+    OtherProtocol { tree: String, oldest: u32, newest: u32, program: PathBuf },
+    #[error("the runner of {tree} does not tell what it holds")]
+    List { tree: String, source: RequestError },
 }
 
+type Slot = Arc<tokio::sync::Mutex<Option<Arc<Live>>>>;
+
 #[derive(Debug, Default)]
-struct Slot {
-    live: Option<Arc<Live>>,
-    /// The pods that joined.
-    pods: BTreeSet<String>,
+struct State {
+    homes: Homes,
+    slots: HashMap<String, Slot>,
+}
+
+impl State {
+    fn slot(&mut self, tree: &str) -> Slot {
+        self.slots.entry(tree.to_owned()).or_default().clone()
+    }
 }
 
 /// All domains.
 #[derive(Debug)]
 pub(crate) struct Domains {
     host: Host,
-    hello: Hello,
-    /// The runner's program.
-    program: PathBuf,
-    /// The folder of this engine's compiled code.
+    programs: Programs,
+    /// The agent's own generation: every runner that it starts is of it.
+    own: Generation,
+    /// The folder of the own engine's compiled code.
     code: PathBuf,
     /// What all domains may use at most: what the node gives to pods.
     memory: u64,
     wake: mpsc::Sender<Wake>,
-    slots: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Slot>>>>,
+    state: Mutex<State>,
     lives: std::sync::atomic::AtomicU64,
 }
 
 impl Domains {
     pub(crate) fn new(
         host: Host,
-        hello: Hello,
-        program: PathBuf,
+        programs: Programs,
+        own: Generation,
         code: PathBuf,
         memory: u64,
         wake: mpsc::Sender<Wake>,
     ) -> Self {
-        let (slots, lives) = Default::default();
-        Self { host, hello, program, code, memory, wake, slots, lives }
+        let (state, lives) = Default::default();
+        Self { host, programs, own, code, memory, wake, state, lives }
     }
 
-    fn slot(&self, id: &str) -> Arc<tokio::sync::Mutex<Slot>> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(id.to_owned()).or_default().clone()
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The domain, started where it is down, with `pod` as one of its pods.
-    pub(crate) async fn join(&self, id: &str, pod: &str) -> Result<Arc<Live>, DomainError> {
-        let slot = self.slot(id);
+    /// The generation of runners that are started from now on.
+    pub(crate) fn own(&self) -> &Generation {
+        &self.own
+    }
+
+    /// The pod's tree in the domain, started where it is down.
+    pub(crate) async fn join(&self, domain: &str, pod: &str) -> Result<Arc<Live>, DomainError> {
+        let (tree, slot) = {
+            let mut state = self.state();
+            let tree = state.homes.place(domain, pod);
+            let slot = state.slot(&tree);
+            (tree, slot)
+        };
         let mut slot = slot.lock().await;
-        slot.pods.insert(pod.to_owned());
-        self.up(id, &mut slot).await
+        self.up(&tree, &mut slot).await
     }
 
-    /// The domain if it is up.
-    pub(crate) async fn live(&self, id: &str) -> Option<Arc<Live>> {
-        self.slot(id).lock().await.live.clone()
+    /// A tree, if it is up.
+    pub(crate) async fn live(&self, tree: &str) -> Option<Arc<Live>> {
+        let slot = self.state().slots.get(tree).cloned()?;
+        let live = slot.lock().await;
+        live.clone()
     }
 
-    /// Takes `pod` out; with its last pod the domain goes.
-    pub(crate) async fn leave(&self, id: &str, pod: &str) -> Result<(), DomainError> {
-        let slot = self.slot(id);
+    /// The tree that the pod is in, if it is up.
+    pub(crate) async fn live_of(&self, pod: &str) -> Option<Arc<Live>> {
+        let tree = self.tree_of(pod)?;
+        self.live(&tree).await
+    }
+
+    /// The tree that the pod is in; none before its set-up and after its end.
+    pub(crate) fn tree_of(&self, pod: &str) -> Option<String> {
+        self.state().homes.tree_of(pod).map(str::to_owned)
+    }
+
+    /// The pods in a tree.
+    pub(crate) fn pods_in(&self, tree: &str) -> Vec<String> {
+        self.state().homes.pods_in(tree)
+    }
+
+    /// Takes a pod out of its tree; with its last pod the tree goes.
+    pub(crate) async fn leave(&self, pod: &str) -> Result<(), DomainError> {
+        let Some(tree) = self.tree_of(pod) else { return Ok(()) };
+        let slot = self.state().slot(&tree);
         let mut slot = slot.lock().await;
-        slot.pods.remove(pod);
-        if slot.pods.is_empty() {
-            slot.live = None;
-            self.host.remove_domain(&domain_id(id)?).await?;
+        let is_empty = {
+            let mut state = self.state();
+            state.homes.leave(pod);
+            state.homes.is_empty(&tree)
+        };
+        if is_empty {
+            *slot = None;
+            self.host.remove_domain(&domain_id(&tree)?).await?;
+            let mut state = self.state();
+            state.homes.forget(&tree);
+            if state.homes.is_empty(&tree) {
+                state.slots.remove(&tree);
+            }
         }
         Ok(())
     }
 
-    /// At the agent's start: connects to the runner of an earlier agent that lives, or starts a successor in the tree of one that
-    /// died, and tells what it holds. `true`: it lived all the time.
+    /// The trees of an earlier agent, by the pods that were set up in them: each has its folder there, made before anything else of
+    /// it and removed after it.
+    pub(crate) fn found_on_disk(&self) -> Result<HashMap<String, String>, (PathBuf, io::Error)> {
+        let mut found = HashMap::new();
+        let trees = self.host.existing_domains().map_err(|error| {
+            (self.host.data().join("domains"), io::Error::other(with_causes(&error)))
+        })?;
+        for tree in trees {
+            let folder = pods_folder(self.host.data(), tree.as_str());
+            let entries = match std::fs::read_dir(&folder) {
+                // Its making was cut short: nothing is in it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|error| (folder.clone(), error))?,
+            };
+            for entry in entries {
+                let name = entry.map_err(|error| (folder.clone(), error))?.file_name();
+                found.extend(name.into_string().ok().map(|pod| (pod, tree.to_string())));
+            }
+        }
+        Ok(found)
+    }
+
+    /// At the agent's start: connects to the runner of an earlier agent that lives, of whatever generation, or starts a successor
+    /// in the tree of one that died, and tells what it holds. `true`: it lived all the time.
     pub(crate) async fn resume(
         &self,
-        id: &str,
-        pods: impl IntoIterator<Item = String>,
+        tree: &str,
+        pods: &[String],
     ) -> Result<(bool, Vec<PodReport>), DomainError> {
-        let slot = self.slot(id);
+        let slot = {
+            let mut state = self.state();
+            pods.iter().for_each(|pod| state.homes.add(tree, pod));
+            state.slot(tree)
+        };
         let mut slot = slot.lock().await;
-        slot.pods.extend(pods);
-        let adopted = match self.host.adopt_domain(&domain_id(id)?).await? {
-            Adopted::Alive(domain) => self.connect(id, domain).await.ok(),
-            Adopted::Dead => None,
-        };
-        let lived = adopted.is_some();
-        let live = match adopted {
-            Some(live) => {
-                slot.live = Some(live.clone());
-                live
-            }
-            // Dead, or alive and silent: then it is ended, as nobody can know what its guests do.
-            None => self.up(id, &mut slot).await?,
-        };
-        Ok((lived, list(id, &live).await?))
+        self.resume_in(tree, &mut slot).await
     }
 
     /// After the connection of life `life` ended: reconnects if the runner lives, else starts a successor in the same tree.
     /// `None`: the news was stale, or no pod is left.
     pub(crate) async fn revive(
         &self,
-        id: &str,
+        tree: &str,
         life: u64,
     ) -> Result<Option<(bool, Vec<PodReport>)>, DomainError> {
-        let slot = self.slot(id);
+        let Some(slot) = self.state().slots.get(tree).cloned() else { return Ok(None) };
         let mut slot = slot.lock().await;
-        if slot.pods.is_empty() || slot.live.as_ref().is_none_or(|live| live.life != life) {
+        let is_stale = slot.as_ref().is_none_or(|live| live.life != life);
+        if is_stale || self.state().homes.is_empty(tree) {
             return Ok(None);
         }
-        slot.live = None;
-        drop(slot);
-        self.resume(id, []).await.map(Some)
+        *slot = None;
+        self.resume_in(tree, &mut slot).await.map(Some)
     }
 
-    /// Removes domains of this data directory that no pod of `known` names: left by a crash between two steps.
+    async fn resume_in(
+        &self,
+        tree: &str,
+        slot: &mut Option<Arc<Live>>,
+    ) -> Result<(bool, Vec<PodReport>), DomainError> {
+        let adopted = self.adopt(tree).await?;
+        let lived = adopted.is_some();
+        let live = match adopted {
+            Some(live) => {
+                let is_current = live.generation == self.own;
+                self.state().homes.set_current(tree, is_current);
+                slot.insert(live).clone()
+            }
+            None => self.up(tree, slot).await?,
+        };
+        Ok((lived, list(tree, &live).await?))
+    }
+
+    /// The runner of an earlier agent, if it lives and speaks.
+    async fn adopt(&self, tree: &str) -> Result<Option<Arc<Live>>, DomainError> {
+        let Adopted::Alive(domain) = self.host.adopt_domain(&domain_id(tree)?).await? else {
+            return Ok(None);
+        };
+        let why = match self.programs.of_runner(domain.program()) {
+            Ok(generation) => match self.connect(tree, domain.clone(), generation).await {
+                Ok(live) => return Ok(Some(live)),
+                // Nothing is wrong with it, and another agent can look after it.
+                Err(error @ DomainError::OtherProtocol { .. }) => return Err(error),
+                Err(error) => with_causes(&error),
+            },
+            Err(error) => error.to_string(),
+        };
+        // Alive and silent, or without the compiler that its next start needs: its pods go on in a successor.
+        tracing::warn!(tree, why, "a runner cannot be gone on with, and is ended");
+        domain.kill();
+        let _ = tokio::time::timeout(DEATH, domain.ended()).await;
+        Ok(None)
+    }
+
+    /// Removes trees of this data directory that are not in `known`: left by a crash between two steps.
     pub(crate) async fn remove_orphans(&self, known: &BTreeSet<String>) -> Result<(), DomainError> {
         for id in self.host.existing_domains()? {
             if !known.contains(id.as_str()) {
@@ -162,50 +273,87 @@ impl Domains {
         Ok(())
     }
 
-    async fn up(&self, id: &str, slot: &mut Slot) -> Result<Arc<Live>, DomainError> {
-        if let Some(live) = &slot.live {
+    /// The builds that runners on record are of, and the agent's own. A runner's record goes with its tree, or when a successor's
+    /// takes its place: so no build is missing whose runner lives.
+    pub(crate) fn builds_in_use(&self) -> Result<BTreeSet<String>, HostError> {
+        let programs = self.host.runner_programs()?;
+        let mut builds: BTreeSet<String> =
+            programs.iter().filter_map(|program| build_of(program)).map(str::to_owned).collect();
+        builds.insert(self.own.build.clone());
+        Ok(builds)
+    }
+
+    async fn up(&self, tree: &str, slot: &mut Option<Arc<Live>>) -> Result<Arc<Live>, DomainError> {
+        if let Some(live) = slot {
             return Ok(live.clone());
         }
-        let domain = self.host.start_domain(self.spec(domain_id(id)?)).await?;
-        let live = self.connect(id, domain).await?;
-        slot.live = Some(live.clone());
-        Ok(live)
+        let domain = self.host.start_domain(self.spec(domain_id(tree)?)).await?;
+        let live = self.connect(tree, domain, self.own.clone()).await?;
+        self.state().homes.set_current(tree, true);
+        Ok(slot.insert(live).clone())
     }
 
     fn spec(&self, id: DomainId) -> DomainSpec {
         let argument = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
-        let arguments =
-            [argument("--build", &self.hello.build), argument("--engine", &self.hello.engine)];
+        let compiler = &self.own.compiler;
+        let mut arguments =
+            [argument("--build", &self.own.build), argument("--engine", &compiler.engine)].concat();
+        arguments.extend(
+            compiler.salt.iter().flat_map(|salt| argument("--engine-salt", &salt.to_string())),
+        );
         DomainSpec {
             id,
-            program: self.program.clone(),
-            arguments: arguments.concat(),
+            program: self.own.runner.clone(),
+            arguments,
             code: self.code.clone(),
             limits: Limits { memory: Some(self.memory), threads: Some(MOST_THREADS) },
             network: Network::Own,
         }
     }
 
-    async fn connect(&self, id: &str, domain: Domain) -> Result<Arc<Live>, DomainError> {
+    async fn connect(
+        &self,
+        tree: &str,
+        domain: Domain,
+        generation: Generation,
+    ) -> Result<Arc<Live>, DomainError> {
         let life = self.lives.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let name = id.to_owned();
-        let wrap = move |heard: Heard| Wake::Runner { domain: name.clone(), life, heard };
-        let runner =
-            Runner::connect(domain.socket_path(), self.hello.clone(), self.wake.clone(), wrap)
-                .await
-                .map_err(|source| DomainError::Connect { id: id.to_owned(), source })?;
-        Ok(Arc::new(Live { domain, runner, life }))
+        let name = tree.to_owned();
+        let wrap = move |heard: Heard| Wake::Runner { tree: name.clone(), life, heard };
+        let hello = Hello {
+            versions: VERSIONS,
+            build: self.own.build.clone(),
+            engine: self.own.compiler.engine.clone(),
+        };
+        let runner = Runner::connect(domain.socket_path(), hello, self.wake.clone(), wrap)
+            .await
+            .map_err(|source| {
+                let tree = tree.to_owned();
+                match source {
+                    ConnectError::Version { oldest, newest } => {
+                        let program = generation.compiler.program.clone();
+                        DomainError::OtherProtocol { tree, oldest, newest, program }
+                    }
+                    source => DomainError::Connect { tree, source },
+                }
+            })?;
+        Ok(Arc::new(Live { domain, runner, generation, life }))
     }
 }
 
-async fn list(id: &str, live: &Live) -> Result<Vec<PodReport>, DomainError> {
-    let error = |source| DomainError::List { id: id.to_owned(), source };
+/// Where in a tree the pods' folders are that tell which pods were set up in it: root's, so that no runner can change them.
+fn pods_folder(data: &Path, tree: &str) -> PathBuf {
+    data.join("domains").join(tree).join("root").join(layout::RW.trim_start_matches('/'))
+}
+
+async fn list(tree: &str, live: &Live) -> Result<Vec<PodReport>, DomainError> {
+    let error = |source| DomainError::List { tree: tree.to_owned(), source };
     match live.runner.ask(Request::List).await.map_err(error)? {
         Answer::List(pods) => Ok(pods),
         _ => Err(error(RequestError::Gone)),
     }
 }
 
-fn domain_id(id: &str) -> Result<DomainId, HostError> {
-    DomainId::try_from(id.to_owned()).map_err(HostError::Invalid)
+fn domain_id(tree: &str) -> Result<DomainId, HostError> {
+    DomainId::try_from(tree.to_owned()).map_err(HostError::Invalid)
 }

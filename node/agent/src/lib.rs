@@ -14,6 +14,8 @@ mod check;
 mod config;
 mod domains;
 mod follow;
+mod generation;
+mod homes;
 mod journal;
 mod logs;
 mod node;

@@ -42,9 +42,9 @@ pub(crate) enum Wake {
     /// A long pull or compile has come so far; none: it is over.
     Progress { uid: String, text: Option<String> },
     /// A runner tells something, or is gone.
-    Runner { domain: String, life: u64, heard: Heard },
-    /// A domain whose runner was gone is up again, or cannot be.
-    Revived { domain: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
+    Runner { tree: String, life: u64, heard: Heard },
+    /// A tree whose runner was gone is up again, or cannot be.
+    Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
     /// Something is due.
     Tick,
 }
@@ -154,40 +154,41 @@ impl Owner {
                     touched.insert(uid);
                 }
             }
-            Wake::Runner { domain, life, heard } => match heard {
-                Heard::Event(event) => self.hear(&domain, event, touched),
-                Heard::Gone => self.performer.revive(domain, life),
+            Wake::Runner { tree, life, heard } => match heard {
+                Heard::Event(event) => self.hear(&tree, event, touched),
+                Heard::Gone => self.performer.revive(tree, life),
             },
             Wake::Revived { result: Ok(None), .. } | Wake::Tick => {}
-            Wake::Revived { domain, result: Ok(Some((lived, reports))) } => {
-                self.reconcile(&domain, lived, reports, touched);
+            Wake::Revived { tree, result: Ok(Some((lived, reports))) } => {
+                self.reconcile(&tree, lived, reports, touched);
             }
-            Wake::Revived { domain, result: Err(message) } => {
-                tracing::error!(domain, message, "a domain's runner is gone and no other starts");
-                self.reconcile(&domain, false, Vec::new(), touched);
+            Wake::Revived { tree, result: Err(message) } => {
+                tracing::error!(tree, message, "a runner is gone and no other starts");
+                self.reconcile(&tree, false, Vec::new(), touched);
             }
         }
     }
 
-    fn observe(&mut self, uid: &str, event: PodEvent, touched: &mut BTreeSet<String>) {
+    pub(crate) fn observe(&mut self, uid: &str, event: PodEvent, touched: &mut BTreeSet<String>) {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.life.observe(event, Timestamp::now());
             touched.insert(uid.to_owned());
         }
     }
 
-    fn hear(&mut self, domain: &str, event: Event, touched: &mut BTreeSet<String>) {
+    fn hear(&mut self, tree: &str, event: Event, touched: &mut BTreeSet<String>) {
         match event {
             Event::Exited { id, exit } => {
                 if let (Some(entry), Ok(container)) =
                     (self.pods.get(&id.pod), ContainerName::try_from(id.container.as_str()))
                 {
-                    let exit = entry.world.exit_record(&self.performer, &id, exit);
+                    let root = self.performer.root_of(tree);
+                    let exit = entry.world.exit_record(&root, &id, exit);
                     let event = PodEvent::Exited { container, attempt: id.attempt, exit };
                     self.observe(&id.pod, event, touched);
                 }
                 // Whether the pod is known or not: once the facts are on disk, the record may go.
-                self.performer.acknowledge_later(domain.to_owned(), id);
+                self.performer.acknowledge_later(tree.to_owned(), id);
             }
             Event::Warning { id, reason, message } => {
                 if let Some(entry) = self.pods.get_mut(&id.pod) {
@@ -199,13 +200,13 @@ impl Owner {
         }
     }
 
-    /// Tells the pods of a domain what its runner holds: after the agent's start, and after the runner's death.
+    /// Tells the pods of a tree what its runner holds: after the agent's start, and after the runner's death.
     ///
     /// `lived`: the runner is the one that the attempts were sent to, so an attempt that it does not know never reached it. Otherwise
     /// what it does not know died with its predecessor.
     pub(crate) fn reconcile(
         &mut self,
-        domain: &str,
+        tree: &str,
         lived: bool,
         reports: Vec<PodReport>,
         touched: &mut BTreeSet<String>,
@@ -222,7 +223,7 @@ impl Owner {
                 };
                 match container.state {
                     AttemptState::Exited(exit) => {
-                        self.hear(domain, Event::Exited { id, exit }, touched);
+                        self.hear(tree, Event::Exited { id, exit }, touched);
                     }
                     AttemptState::Running { since_us } => {
                         let (Ok(name), Ok(at)) = (
@@ -237,16 +238,10 @@ impl Owner {
                 }
             }
             if !self.pods.contains_key(&report.pod) {
-                self.performer.remove_stray(domain.to_owned(), report.pod);
+                self.performer.remove_stray(tree.to_owned(), report.pod);
             }
         }
-        let of_domain: Vec<String> = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| entry.world.stored.domain == domain)
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in of_domain {
+        for uid in self.performer.domains.pods_in(tree) {
             let Some(entry) = self.pods.get_mut(&uid) else { continue };
             let known = seen.remove(&uid).unwrap_or_default();
             let now = Timestamp::now();

@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides about a pod's life. One pod's failure never holds up its neighbours, and every action has just one answer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use copepod_image::CollectPolicy;
+use copepod_image::{CollectPolicy, CompileError, Compiler, Image};
 use copepod_node::ContainerName;
 use copepod_node::life::{Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled};
 use copepod_node::pull_secrets;
@@ -24,6 +24,7 @@ use crate::causes::with_causes;
 use crate::check::{self, Get};
 use crate::config::AgentConfig;
 use crate::domains::{Domains, Live};
+use crate::generation::Programs;
 use crate::node::NodeView;
 use crate::owner::Wake;
 use crate::pod::{ReadyImage, World};
@@ -36,7 +37,7 @@ const COLLECT_EVERY: Duration = Duration::from_secs(300);
 /// What acting needs beside the pod itself.
 pub(crate) struct Performer {
     pub(crate) config: AgentConfig,
-    pub(crate) build: String,
+    pub(crate) programs: Programs,
     pub(crate) domains: Arc<Domains>,
     pub(crate) images: Arc<copepod_image::Images>,
     pub(crate) node: NodeView,
@@ -46,6 +47,8 @@ pub(crate) struct Performer {
     pub(crate) exits: Mutex<VecDeque<(String, AttemptId)>>,
     /// When the image store was last cleaned.
     pub(crate) collected: Mutex<Instant>,
+    /// Whether something of another generation may be on disk. Only an agent's start adds to that.
+    pub(crate) older_generations: tokio::sync::Mutex<bool>,
 }
 
 impl Performer {
@@ -55,12 +58,13 @@ impl Performer {
     }
 
     pub(crate) fn hello(&self) -> Reply {
-        Reply::Agent { version: api::VERSION, build: self.build.clone(), pid: std::process::id() }
+        let build = self.domains.own().build.clone();
+        Reply::Agent { version: api::VERSION, build, pid: std::process::id() }
     }
 
-    /// A domain's root directory on the host.
-    pub(crate) fn root_of(&self, domain: &str) -> PathBuf {
-        self.config.data.join("domains").join(domain).join("root")
+    /// A tree's root directory on the host.
+    pub(crate) fn root_of(&self, tree: &str) -> PathBuf {
+        self.config.data.join("domains").join(tree).join("root")
     }
 
     fn tell(&self, uid: &str, event: PodEvent) -> impl Future<Output = ()> + use<> {
@@ -137,13 +141,14 @@ impl Performer {
                         "cannot give back all of a pod"
                     );
                 }
+                self.remove_unused_generations().await;
                 Some(PodEvent::TornDown)
             }
         }
     }
 
     async fn live(&self, world: &World) -> Result<Arc<Live>, RequestError> {
-        self.domains.live(&world.stored.domain).await.ok_or(RequestError::Gone)
+        self.domains.live_of(&world.uid).await.ok_or(RequestError::Gone)
     }
 
     async fn ask(&self, world: &World, request: Request) -> Result<Answer, RequestError> {
@@ -210,12 +215,49 @@ impl Performer {
             })?;
         let took = started.elapsed();
         let pulled = image.pulled.then_some(Pulled { took, waited: took, bytes: image.bytes });
-        let code = self.images.code(&image, &progress).await.map_err(|error| ImageFailed {
-            reason: "ErrImagePull".to_owned(),
-            message: with_causes(&error),
-            retry: error.retry() == copepod_image::Retry::Later,
-        })?;
+        let compiler = self.compiler_for(world).await;
+        let code =
+            self.images.code(&image, &compiler, &progress).await.map_err(|error| ImageFailed {
+                reason: "ErrImagePull".to_owned(),
+                message: with_causes(&error),
+                retry: error.retry() == copepod_image::Retry::Later,
+            })?;
         Ok((ReadyImage { image, code }, pulled))
+    }
+
+    /// The image of a container that was sent to its runner once. After a restart of the agent it is known by name only; it is here,
+    /// as the attempt was journaled.
+    async fn image_of(
+        &self,
+        world: &World,
+        container: &str,
+    ) -> Result<Arc<ReadyImage>, ImageFailed> {
+        if let Some(ready) = world.image(container) {
+            return Ok(ready);
+        }
+        let name = world.container(container).and_then(|it| it.image.clone()).unwrap_or_default();
+        let (ready, _) = self.ready_image(world, &name, PullPolicy::IfNotPresent).await?;
+        Ok(world.set_image(container, ready))
+    }
+
+    /// What compiles for the runner that the pod is in; before its set-up, for the one that it will be in.
+    async fn compiler_for(&self, world: &World) -> Compiler {
+        match self.domains.live_of(&world.uid).await {
+            Some(live) => live.generation.compiler.clone(),
+            None => self.domains.own().compiler.clone(),
+        }
+    }
+
+    /// The image with code for the compiler's engine, where what is at hand is another engine's, or damaged and forgotten.
+    async fn compiled_again(
+        &self,
+        world: &World,
+        container: &ContainerName,
+        image: &Image,
+        compiler: &Compiler,
+    ) -> Result<Arc<ReadyImage>, CompileError> {
+        let code = self.images.code(image, compiler, &|_| ()).await?;
+        Ok(world.set_image(container.as_ref(), ReadyImage { image: image.clone(), code }))
     }
 
     async fn start(
@@ -233,20 +275,26 @@ impl Performer {
                 retry,
             })
         };
-        // After a restart of the agent the image is known by name only; it is here, as the attempt was journaled.
-        let mut ready = match world.image(container.as_ref()) {
-            Some(ready) => ready,
-            None => {
-                let spec = world.container(container.as_ref())?;
-                let name = spec.image.clone().unwrap_or_default();
-                match self.ready_image(world, &name, PullPolicy::IfNotPresent).await {
-                    Ok((ready, _)) => world.set_image(container.as_ref(), ready),
-                    Err(error) => return failed(&error.reason, error.message, error.retry),
-                }
-                world.image(container.as_ref())?
-            }
+        let mut ready = match self.image_of(world, container.as_ref()).await {
+            Ok(ready) => ready,
+            Err(error) => return failed(&error.reason, error.message, error.retry),
         };
+        let mut is_damaged = false;
         for last in [false, true] {
+            let Ok(live) = self.live(world).await else {
+                return failed("RunContainerError", RequestError::Gone.to_string(), true);
+            };
+            let compiler = &live.generation.compiler;
+            // A runner that died may have been succeeded by one of another generation.
+            if is_damaged || ready.code.engine != compiler.engine {
+                match self.compiled_again(world, &container, &ready.image, compiler).await {
+                    Ok(again) => ready = again,
+                    Err(error) => {
+                        let retry = error.retry() == copepod_image::Retry::Later;
+                        return failed("CreateContainerError", with_causes(&error), retry);
+                    }
+                }
+            }
             let start = match sandbox::start_request(
                 self,
                 world,
@@ -259,7 +307,7 @@ impl Performer {
                 Ok(start) => start,
                 Err(error) => return failed(error.reason, error.message, true),
             };
-            match self.ask(world, Request::Start(Box::new(start))).await {
+            match live.runner.ask(Request::Start(Box::new(start))).await {
                 Ok(Answer::Started { at_us }) => {
                     let at =
                         Timestamp::from_microsecond(at_us).unwrap_or_else(|_| Timestamp::now());
@@ -277,20 +325,10 @@ impl Performer {
                         why,
                         "compiled code is damaged or of another engine: compiling again"
                     );
-                    if let Err(error) = self.images.forget_code(&ready.code.wasm) {
+                    if let Err(error) = self.images.forget_code(&ready.code) {
                         tracing::warn!(%error, "damaged code cannot be removed");
                     }
-                    match self.images.code(&ready.image, &|_| ()).await {
-                        Ok(code) => {
-                            let image = ready.image.clone();
-                            world.set_image(container.as_ref(), ReadyImage { image, code });
-                            ready = world.image(container.as_ref())?;
-                        }
-                        Err(error) => {
-                            let retry = error.retry() == copepod_image::Retry::Later;
-                            return failed("CreateContainerError", with_causes(&error), retry);
-                        }
-                    }
+                    is_damaged = true;
                 }
                 Err(RequestError::Failed(Failure::Refused { reason, message })) => {
                     return failed(&reason, message, false);
@@ -300,7 +338,7 @@ impl Performer {
                 }
                 // The owner hears of the runner's end, and of all its pods'.
                 Err(RequestError::Gone | RequestError::Silent) => {
-                    self.give_up_on(world).await;
+                    live.domain.kill();
                     return None;
                 }
             }
@@ -310,7 +348,7 @@ impl Performer {
 
     /// A runner that lives and does not answer is ended, so that its pods can go on in a successor.
     async fn give_up_on(&self, world: &World) {
-        if let Some(live) = self.domains.live(&world.stored.domain).await {
+        if let Some(live) = self.domains.live_of(&world.uid).await {
             live.domain.kill();
         }
     }
@@ -451,7 +489,10 @@ impl Performer {
         timeout_ms: Option<u64>,
         streams: &[OwnedFd],
     ) -> Result<(i32, Option<String>), RequestError> {
-        let ready = world.image(container).ok_or(RequestError::Failed(Failure::NotFound))?;
+        let ready = self.image_of(world, container).await.map_err(|failed| {
+            let ImageFailed { reason, message, .. } = failed;
+            RequestError::Failed(Failure::Refused { reason, message })
+        })?;
         let exec = ExecContainer {
             id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
             code: ready.code.wasm.hex().to_owned(),
@@ -486,15 +527,6 @@ impl Performer {
                     exec.pod.name
                 )),
                 Some((name, attempt)) => {
-                    // After a restart of the agent the image is asked for when it is first needed.
-                    if world.image(name.as_ref()).is_none()
-                        && let Some(image) =
-                            world.container(name.as_ref()).and_then(|it| it.image.clone())
-                        && let Ok((ready, _)) =
-                            this.ready_image(&world, &image, PullPolicy::IfNotPresent).await
-                    {
-                        world.set_image(name.as_ref(), ready);
-                    }
                     match this
                         .exec_in(&world, name.as_ref(), *attempt, exec.args, None, &descriptors)
                         .await
@@ -513,10 +545,10 @@ impl Performer {
         let this = self.clone();
         tokio::spawn(async move {
             let mut uses = Vec::new();
-            let domains: std::collections::BTreeSet<&str> =
-                worlds.iter().map(|world| world.stored.domain.as_str()).collect();
-            for domain in domains {
-                let Some(live) = this.domains.live(domain).await else { continue };
+            let trees: BTreeSet<String> =
+                worlds.iter().filter_map(|world| this.domains.tree_of(&world.uid)).collect();
+            for tree in trees {
+                let Some(live) = this.domains.live(&tree).await else { continue };
                 let Ok(Answer::Stats(stats)) = live.runner.ask(Request::Stats).await else {
                     continue;
                 };
@@ -539,8 +571,8 @@ impl Performer {
     }
 
     /// An exit whose facts will be on disk after the owner's turn.
-    pub(crate) fn acknowledge_later(&self, domain: String, id: AttemptId) {
-        self.exits.lock().unwrap_or_else(PoisonError::into_inner).push_back((domain, id));
+    pub(crate) fn acknowledge_later(&self, tree: String, id: AttemptId) {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner).push_back((tree, id));
     }
 
     /// The owner's turn is on disk: runners may forget the exits seen in it.
@@ -551,8 +583,8 @@ impl Performer {
         }
         let this = self.clone();
         tokio::spawn(async move {
-            for (domain, id) in exits {
-                if let Some(live) = this.domains.live(&domain).await {
+            for (tree, id) in exits {
+                if let Some(live) = this.domains.live(&tree).await {
                     // One that is not heard is told again, with the next list.
                     let _ = live.runner.ask(Request::Acknowledge(id)).await;
                 }
@@ -561,25 +593,54 @@ impl Performer {
     }
 
     /// A runner's connection ended.
-    pub(crate) fn revive(self: &Arc<Self>, domain: String, life: u64) {
+    pub(crate) fn revive(self: &Arc<Self>, tree: String, life: u64) {
         let this = self.clone();
         tokio::spawn(async move {
-            let result = this.domains.revive(&domain, life).await.map_err(|e| with_causes(&e));
-            let _ = this.wake.send(Wake::Revived { domain, result }).await;
+            let result = this.domains.revive(&tree, life).await.map_err(|e| with_causes(&e));
+            let _ = this.wake.send(Wake::Revived { tree, result }).await;
+            this.remove_unused_generations().await;
         });
     }
 
     /// A runner holds a pod that nobody knows: a crash came between the pod's end and its runner's.
-    pub(crate) fn remove_stray(self: &Arc<Self>, domain: String, pod: String) {
+    pub(crate) fn remove_stray(self: &Arc<Self>, tree: String, pod: String) {
         let this = self.clone();
         tokio::spawn(async move {
-            if let Some(live) = this.domains.live(&domain).await {
+            if let Some(live) = this.domains.live(&tree).await {
                 let _ = live.runner.ask(Request::RemovePod { pod }).await;
             }
         });
     }
 
-    /// Removes images and code beyond their quotas, at most every [`COLLECT_EVERY`]: a store is only filled by what wakes the owner.
+    /// Removes programs and code of generations of which no runner is left.
+    pub(crate) async fn remove_unused_generations(&self) {
+        let mut older = self.older_generations.lock().await;
+        if !*older {
+            return;
+        }
+        let (programs, images, domains) =
+            (self.programs.clone(), self.images.clone(), self.domains.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            let builds = domains.builds_in_use().map_err(|error| with_causes(&error))?;
+            let engines = programs.engines(&builds).map_err(|error| with_causes(&error))?;
+            let code =
+                images.remove_other_engines(&engines).map_err(|error| with_causes(&error))?;
+            // Last, as it tells which code belongs to which build.
+            let gone = programs.remove_others(&builds).map_err(|error| with_causes(&error))?;
+            Ok::<_, String>((builds.len() > 1, gone, code))
+        });
+        match removed.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok((left, builds, engines)) => {
+                *older = left;
+                if !builds.is_empty() || !engines.is_empty() {
+                    tracing::info!(?builds, ?engines, "removed generations that nothing runs");
+                }
+            }
+            Err(error) => tracing::warn!(error, "programs that nothing runs cannot be removed"),
+        }
+    }
+
+    /// Removes images beyond their quota, at most every [`COLLECT_EVERY`]: a store is only filled by what wakes the owner.
     pub(crate) fn collect_if_due<'a>(&self, worlds: impl Iterator<Item = &'a Arc<World>>) {
         let mut last = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() < COLLECT_EVERY {
@@ -588,11 +649,10 @@ impl Performer {
         *last = Instant::now();
         let images = self.images.clone();
         let keep = worlds.flat_map(|world| world.image_digests()).collect();
-        let keep_engines = [images.engine_hash().to_owned()].into();
-        let policy = CollectPolicy { keep, keep_engines, ..CollectPolicy::default() };
+        let policy = CollectPolicy { keep, ..CollectPolicy::default() };
         tokio::spawn(async move {
             match images.collect(&policy).await {
-                Ok(Some(collected)) => tracing::info!(?collected, "removed unused images and code"),
+                Ok(Some(collected)) => tracing::info!(?collected, "removed unused images"),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(error = with_causes(&error), "cannot clean the image store")

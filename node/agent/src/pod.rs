@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::api::{PodEventView, PodName, PodView};
 use crate::logs;
-use crate::perform::Performer;
 use crate::store::Stored;
 
 /// As many events of a pod are kept: `kubectl describe` shows an hour's worth, which is seldom more than twenty.
@@ -200,11 +199,15 @@ impl World {
         images.values().map(|ready| ready.image.digest.clone()).collect()
     }
 
-    pub(crate) fn set_image(&self, container: &str, image: ReadyImage) {
-        self.images
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(container.to_owned(), std::sync::Arc::new(image));
+    pub(crate) fn set_image(
+        &self,
+        container: &str,
+        image: ReadyImage,
+    ) -> std::sync::Arc<ReadyImage> {
+        let image = std::sync::Arc::new(image);
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.insert(container.to_owned(), image.clone());
+        image
     }
 
     /// Where in the runner's root a container's last words are: beside the emptyDirs, out of every mount but its own.
@@ -212,17 +215,16 @@ impl World {
         format!("{}/{}/.termination/{container}/message", protocol::layout::RW, self.uid)
     }
 
-    /// A runner's report of an exit, with the message that the container's policy asks for.
+    /// A runner's report of an exit, with the message that the container's policy asks for; `root` is the root of its tree.
     pub(crate) fn exit_record(
         &self,
-        performer: &Performer,
+        root: &std::path::Path,
         id: &AttemptId,
         exit: protocol::Exit,
     ) -> ExitRecord {
         let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
-        let root = performer.root_of(&self.stored.domain);
         let mut message =
-            read_beneath(&root, &self.termination_log(&id.container)).unwrap_or_default();
+            read_beneath(root, &self.termination_log(&id.container)).unwrap_or_default();
         if message.is_empty() {
             message = exit.message;
         }

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -15,15 +14,14 @@ use std::time::Instant;
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
 use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
-use copepod_node::life::{Journaled, PodLife};
-use copepod_shim::protocol::{Hello, VERSIONS};
+use copepod_node::life::{Journaled, PodEvent, PodLife};
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::causes::with_causes;
 use crate::config::AgentConfig;
 use crate::domains::{DomainError, Domains};
+use crate::generation::{Generation, Programs};
 use crate::journal::{Journal, JournalError};
 use crate::node::NodeView;
 use crate::owner::{Line, Owner};
@@ -66,6 +64,9 @@ pub enum AgentError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A runner lives that only an agent of another version can speak with.
+    #[error("{0}")]
+    OtherProtocol(String),
     /// What was left over of domains cannot be removed.
     #[error("a domain of an earlier agent cannot be removed: {0}")]
     Leftover(String),
@@ -88,7 +89,10 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(),
     std::fs::create_dir_all(&data).map_err(at(&data))?;
     // Held until the process ends, however it ends.
     let _lock = lock(&data)?;
-    let programs = Programs::install(&config, &data)?;
+    let programs = Programs::of(&data);
+    let engine =
+        copepod_image::engine_hash(config.engine_salt.as_ref()).map_err(AgentError::Engine)?;
+    let own = programs.install(&config, engine).map_err(at(&data.join("bin")))?;
     let host = Host::enter(HostConfig { pod_cidr: config.pod_cidr, ..HostConfig::new(&data) })?;
     for warning in host.warnings() {
         tracing::warn!(warning);
@@ -98,7 +102,7 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(),
         .enable_all()
         .build()
         .map_err(at(&data))?;
-    runtime.block_on(run(config, host, programs, ready))
+    runtime.block_on(run(config, host, programs, own, ready))
 }
 
 fn lock(data: &Path) -> Result<File, AgentError> {
@@ -110,49 +114,11 @@ fn lock(data: &Path) -> Result<File, AgentError> {
     Ok(file)
 }
 
-/// This generation's programs, as they are executed: copies in `<data>/bin/<hash>/`, so that an upgrade of the installed ones does not
-/// change what runs.
-struct Programs {
-    build: String,
-    runner: PathBuf,
-    compiler: PathBuf,
-}
-
-impl Programs {
-    fn install(config: &AgentConfig, data: &Path) -> Result<Self, AgentError> {
-        let install = || -> io::Result<Self> {
-            let mut hash = Sha256::new();
-            let mut read = Vec::new();
-            for program in [&config.runner, &config.compiler] {
-                let bytes = std::fs::read(program)
-                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
-                hash.update(&bytes);
-                read.push(bytes);
-            }
-            let build =
-                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-            let folder = data.join("bin").join(&build);
-            std::fs::create_dir_all(&folder)?;
-            let mut installed = Vec::new();
-            for (name, bytes) in ["copepod-runner", "copepod"].iter().zip(read) {
-                let path = folder.join(name);
-                if !path.exists() {
-                    crate::journal::write_whole(&path, &bytes)?;
-                    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-                }
-                installed.push(path);
-            }
-            let compiler = installed.remove(1);
-            Ok(Self { build, runner: installed.remove(0), compiler })
-        };
-        install().map_err(|source| AgentError::Data { path: data.join("bin"), source })
-    }
-}
-
 async fn run(
     config: AgentConfig,
     host: Host,
     programs: Programs,
+    own: Generation,
     ready: impl FnOnce(),
 ) -> Result<(), AgentError> {
     let data = config.data.clone();
@@ -165,7 +131,7 @@ async fn run(
                 memory_bytes: config.compile_memory,
                 ..CompileLimits::default()
             },
-            ..ImagesConfig::new(programs.compiler)
+            ..ImagesConfig::default()
         },
     )?;
     let store_error = |source| AgentError::Data { path: data.join("pods"), source };
@@ -182,23 +148,16 @@ async fn run(
     }
 
     let (wake, inbox) = mpsc::channel(INBOX);
-    let hello = Hello {
-        versions: VERSIONS,
-        build: programs.build.clone(),
-        engine: images.engine_hash().to_owned(),
-    };
     let clients = Arc::default();
     let node = NodeView::of_this_machine(&config, &host);
-    let code = data.join("code").join(images.engine_hash());
-    std::fs::create_dir_all(&code)
-        .map_err(|source| AgentError::Data { path: code.clone(), source })?;
+    let code = images.code_folder(&own.compiler.engine)?;
     let addresses = AddressPool::new(host.pod_cidr());
     let memory = node.memory;
-    let domains =
-        Arc::new(Domains::new(host.clone(), hello, programs.runner, code, memory, wake.clone()));
+    let domains = Domains::new(host.clone(), programs.clone(), own, code, memory, wake.clone());
+    let domains = Arc::new(domains);
     let performer = Arc::new(Performer {
         config,
-        build: programs.build,
+        programs,
         domains: domains.clone(),
         images: Arc::new(images),
         node,
@@ -206,6 +165,7 @@ async fn run(
         clients: Arc::clone(&clients),
         exits: Mutex::default(),
         collected: Mutex::new(Instant::now()),
+        older_generations: tokio::sync::Mutex::new(true),
     });
     let mut owner = Owner {
         journal,
@@ -221,7 +181,11 @@ async fn run(
         inbox,
     };
     let now = Timestamp::now();
+    let mut found =
+        domains.found_on_disk().map_err(|(path, source)| AgentError::Data { path, source })?;
     let mut alive: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Those whose set-up had not begun, or whose tree is gone.
+    let mut homeless = Vec::new();
     for mut stored in stored {
         let uid = stored.pod.metadata.uid.clone().unwrap_or_default();
         if let IpAddr::V4(ip) = stored.ip {
@@ -244,26 +208,36 @@ async fn run(
         if life.is_over() {
             world.over.store(true, Ordering::Relaxed);
         } else {
-            alive.entry(world.stored.domain.clone()).or_default().push(uid.clone());
+            match found.remove(&uid) {
+                Some(tree) => alive.entry(tree).or_default().push(uid.clone()),
+                None => homeless.push(uid.clone()),
+            }
         }
         owner.names.insert(world.name(), uid.clone());
         owner.pods.insert(uid, Entry::new(life, world));
     }
     let mut touched = BTreeSet::new();
-    for (domain, pods) in &alive {
-        match domains.resume(domain, pods.iter().cloned()).await {
-            Ok((lived, reports)) => owner.reconcile(domain, lived, reports, &mut touched),
+    for (tree, pods) in &alive {
+        match domains.resume(tree, pods).await {
+            Ok((lived, reports)) => owner.reconcile(tree, lived, reports, &mut touched),
+            Err(error @ DomainError::OtherProtocol { .. }) => {
+                return Err(AgentError::OtherProtocol(error.to_string()));
+            }
             Err(error) => {
-                tracing::error!(domain, error = with_causes(&error), "a domain cannot be resumed");
-                owner.reconcile(domain, false, Vec::new(), &mut touched);
+                tracing::error!(tree, error = with_causes(&error), "a runner cannot be resumed");
+                owner.reconcile(tree, false, Vec::new(), &mut touched);
             }
         }
+    }
+    for uid in homeless {
+        owner.observe(&uid, PodEvent::SandboxLost, &mut touched);
     }
     let in_use: BTreeSet<String> = alive.into_keys().collect();
     domains
         .remove_orphans(&in_use)
         .await
         .map_err(|error: DomainError| AgentError::Leftover(with_causes(&error)))?;
+    owner.performer.remove_unused_generations().await;
 
     let listener = serve::bind(&data)
         .map_err(|source| AgentError::Data { path: data.join("agent.sock"), source })?;

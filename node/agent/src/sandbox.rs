@@ -96,7 +96,7 @@ pub(crate) async fn set_up(
 
 /// Gives back what [`set_up`] made, as far as it was made. The logs stay until the pod is forgotten.
 pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<(), SetUpFailed> {
-    if let Some(live) = performer.domains.live(&world.stored.domain).await {
+    if let Some(live) = performer.domains.live_of(&world.uid).await {
         match live.runner.ask(Request::RemovePod { pod: world.uid.clone() }).await {
             Ok(_) | Err(RequestError::Gone) => {}
             Err(error) => return Err(SetUpFailed::sandbox(with_causes(&error))),
@@ -106,7 +106,8 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
         let root = live.domain.root().to_owned();
-        for folder in [layout::RO, layout::RW, layout::MNT, layout::LOGS] {
+        // The one in `rw` goes last: by it the next agent knows that something of the pod may be left here.
+        for folder in [layout::RO, layout::MNT, layout::LOGS, layout::RW] {
             let path = below(&root, folder).join(&world.uid);
             // `remove_dir_all` goes by descriptors and follows no link.
             match std::fs::remove_dir_all(&path) {
@@ -119,7 +120,7 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
     }
     performer
         .domains
-        .leave(&world.stored.domain, &world.uid)
+        .leave(&world.uid)
         .await
         .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))
 }
@@ -145,15 +146,16 @@ fn folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
 }
 
 fn make_folders(world: &World, root: &Path, uid: u32) -> io::Result<()> {
+    let rw = below(root, layout::RW).join(&world.uid);
+    // First of all: by it the next agent finds the pod in this tree. Where a crash comes before it, nothing of the pod is here.
+    // Root's, so that the runner cannot put a link in the place of a folder that the agent goes into.
+    folder(&rw, 0o755, 0)?;
     // The domain's: its runner makes a container's folder in it with the container's first line. And it keeps the domain's user from
     // being given to another domain while the logs are here.
     if let Some(all) = world.logs.parent() {
         std::fs::create_dir_all(all)?;
     }
     folder(&world.logs, 0o700, uid)?;
-    let rw = below(root, layout::RW).join(&world.uid);
-    // Root's, so that the runner cannot put a link in the place of a folder that the agent goes into.
-    folder(&rw, 0o755, 0)?;
     folder(&rw.join(".termination"), 0o755, 0)?;
     for name in world.container_names() {
         folder(&rw.join(".termination").join(&name), 0o700, uid)?;
@@ -490,7 +492,7 @@ async fn guest_mounts(
 ) -> Result<Vec<GuestMount>, SetUpFailed> {
     let live = performer
         .domains
-        .live(&world.stored.domain)
+        .live_of(&world.uid)
         .await
         .ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
     let root = live.domain.root();

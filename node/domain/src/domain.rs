@@ -87,6 +87,7 @@ struct Shared {
     uid: u32,
     process: OwnedFd,
     pid: Pid,
+    program: PathBuf,
     root: OwnedFd,
     socket: PathBuf,
     root_path: PathBuf,
@@ -129,6 +130,11 @@ impl Domain {
     /// The runner's number, for messages.
     pub fn pid(&self) -> i32 {
         self.inner.pid.as_raw_nonzero().get()
+    }
+
+    /// The program that the runner was started from, with no link in its path; also where its file is gone since.
+    pub fn program(&self) -> &Path {
+        &self.inner.program
     }
 
     /// The user and group that the runner has, and nobody else.
@@ -348,6 +354,7 @@ fn start_new(
     let finished = born.go_through(&mut record, &root, &listener);
     let (link, missing) = finished.inspect_err(|_| end(process.as_fd()))?;
 
+    let program = record.runner.map_or_else(|| spec.program.clone(), |runner| runner.program);
     // A fresh descriptor of the mount as it now stands in the tree.
     let root_path = tree.root();
     let root = mounts::open_path(&root_path)?;
@@ -359,6 +366,7 @@ fn start_new(
         uid: record.uid,
         process,
         pid,
+        program,
         root,
         root_path,
         link: link.map(Mutex::new),
@@ -571,6 +579,7 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
         uid: record.uid,
         process,
         pid,
+        program: runner.program.clone(),
         root,
         root_path,
         link,

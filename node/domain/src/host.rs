@@ -193,6 +193,19 @@ impl Host {
         self.inner.existing_domains()
     }
 
+    /// The programs that the runners on record were started from, whether they live or not.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn runner_programs(&self) -> Result<Vec<PathBuf>, HostError> {
+        let mut programs = Vec::new();
+        for id in self.inner.existing_domains()? {
+            let record = Tree::new(&self.inner.data, id.as_str()).read_record();
+            programs.extend(record.and_then(|record| record.runner).map(|runner| runner.program));
+        }
+        Ok(programs)
+    }
+
     /// What was changed on this machine, a line each, for `--explain`.
     pub fn explain(&self) -> Vec<String> {
         let Inner { id, block, data, .. } = &*self.inner;

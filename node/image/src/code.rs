@@ -1,5 +1,8 @@
 //! Compiled code: one file per module and engine, made by a confined child and written by the agent alone.
 //!
+//! Several engines have code here while runners of several generations live. Each is compiled for by a child of its own generation's
+//! program, as an engine loads only what its own version compiled.
+//!
 //! ```text
 //! code/<engine hash>/<wasm sha256>.cwasm   mode 0644, root's: runners see the folder by a read-only bind mount
 //! code/<engine hash>/<wasm sha256>.json    what the module is, and the sha256 of the compiled file; its mtime is the last use
@@ -22,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use copepod_shim::engine::Salt;
 use copepod_shim::kind::Inspection;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
@@ -33,6 +37,28 @@ use crate::progress::{Progress, ProgressFn};
 use crate::pull::Downloads;
 use crate::sizes;
 use crate::store::{Temp, read_json, sweep, touch, write_whole};
+
+/// What compiles for one engine: a program of the engine's own generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiler {
+    /// Run as `<program> __compile`.
+    pub program: PathBuf,
+    /// The engine's hash: what [`engine_hash`] is in that program.
+    pub engine: String,
+    /// What its engine is salted with.
+    pub salt: Option<Salt>,
+}
+
+impl Compiler {
+    /// This program's own engine, with `program` as another file of the same build.
+    ///
+    /// # Errors
+    /// The engine's settings do not fit this machine.
+    pub fn of_this_build(program: PathBuf, salt: Option<Salt>) -> Result<Self, String> {
+        let engine = engine_hash(salt.as_ref())?;
+        Ok(Self { program, engine, salt })
+    }
+}
 
 /// What one compilation may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +89,8 @@ impl Default for CompileLimits {
 pub struct Code {
     /// The compiled file.
     pub path: PathBuf,
-    /// The folder it lies in: what a domain bind-mounts.
-    pub folder: PathBuf,
+    /// The engine that can load it.
+    pub engine: String,
     /// The module that it was made from.
     pub wasm: Digest,
     /// The compiled file's size.
@@ -84,22 +110,25 @@ struct Label {
     compile_millis: u64,
 }
 
-/// The compiled code of one engine.
+/// The compiled code of all engines, and what compiling is limited by.
 pub(crate) struct CodeCache {
     root: PathBuf,
-    folder: PathBuf,
-    engine: String,
-    compiler: PathBuf,
     limits: CompileLimits,
     quota: u64,
-    turns: Downloads,
     counter: AtomicU64,
+    /// One compilation at a time takes all cores; a second one would only make both slower and double the memory.
+    seats: tokio::sync::Semaphore,
+    engines: Mutex<HashMap<String, Arc<Known>>>,
+}
+
+/// What is known of one engine's code.
+#[derive(Default)]
+struct Known {
+    turns: Downloads,
     /// Files whose checksum was found right since this agent started.
     verified: Mutex<HashSet<Digest>>,
     /// Modules that can never compile as things are: asked for again by each restart of a pod.
     hopeless: Mutex<HashMap<Digest, CompileError>>,
-    /// One compilation at a time takes all cores; a second one would only make both slower and double the memory.
-    seats: tokio::sync::Semaphore,
 }
 
 /// Files used within this time are not evicted: a start may be on its way to them.
@@ -112,9 +141,9 @@ const FRESH: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// The engine's settings do not fit this machine.
-pub fn engine_hash() -> Result<String, String> {
+pub fn engine_hash(salt: Option<&Salt>) -> Result<String, String> {
     let in_words = |error: wasmtime::Error| format!("{error:#}");
-    let engine = wasmtime::Engine::new(&copepod_shim::engine::config(None)).map_err(in_words)?;
+    let engine = wasmtime::Engine::new(&copepod_shim::engine::config(salt)).map_err(in_words)?;
     let code = engine.precompile_module(b"\0asm\x01\0\0\0").map_err(in_words)?;
     // 16 bytes name one of a handful of engines; the whole would make every path longer.
     Ok(Digest::of(&code).hex()[..32].to_owned())
@@ -124,76 +153,77 @@ fn cannot(doing: &str) -> impl Fn(io::Error) -> CompileError + '_ {
     move |source| CompileError::Io { doing: doing.to_owned(), source: Arc::new(source) }
 }
 
+/// An engine's hash, as [`engine_hash`] gives it.
+pub fn is_engine_hash(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 impl CodeCache {
-    pub(crate) fn open(
-        root: &Path,
-        compiler: PathBuf,
-        limits: CompileLimits,
-        quota: u64,
-    ) -> io::Result<Self> {
-        let engine = engine_hash().map_err(io::Error::other)?;
-        let folder = root.join(&engine);
+    pub(crate) fn open(root: &Path, limits: CompileLimits, quota: u64) -> io::Result<Self> {
         // Runners of other users read it through their mount.
-        let make =
-            |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-        make(root, 0o755)?;
-        make(&folder, 0o755)?;
+        make_folder(root, 0o755)?;
         let tmp = root.join("tmp");
-        make(&tmp, 0o700)?;
+        make_folder(&tmp, 0o700)?;
         sweep(&tmp)?;
         Ok(Self {
             root: root.to_owned(),
-            folder,
-            engine,
-            compiler,
             limits,
             quota,
-            turns: Downloads::default(),
             counter: AtomicU64::new(0),
-            verified: Mutex::default(),
-            hopeless: Mutex::default(),
             seats: tokio::sync::Semaphore::new(1),
+            engines: Mutex::default(),
         })
     }
 
-    pub(crate) fn engine(&self) -> &str {
-        &self.engine
+    /// The folder of an engine's code, made where it is not there: what a domain bind-mounts.
+    pub(crate) fn folder(&self, engine: &str) -> io::Result<PathBuf> {
+        let folder = self.root.join(engine);
+        make_folder(&folder, 0o755)?;
+        Ok(folder)
     }
 
-    fn code_path(&self, wasm: &Digest) -> PathBuf {
-        self.folder.join(format!("{}.cwasm", wasm.hex()))
+    fn known(&self, engine: &str) -> Arc<Known> {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        engines.entry(engine.to_owned()).or_default().clone()
     }
 
-    fn label_path(&self, wasm: &Digest) -> PathBuf {
-        self.folder.join(format!("{}.json", wasm.hex()))
+    fn code_path(&self, engine: &str, wasm: &Digest) -> PathBuf {
+        self.root.join(engine).join(format!("{}.cwasm", wasm.hex()))
+    }
+
+    fn label_path(&self, engine: &str, wasm: &Digest) -> PathBuf {
+        self.root.join(engine).join(format!("{}.json", wasm.hex()))
     }
 
     /// The code of the module `wasm` that lies at `source`; `damaged` is called where its bytes are not those of its name.
     pub(crate) async fn code(
         &self,
+        compiler: &Compiler,
         wasm: &Digest,
         source: &Path,
         damaged: impl FnOnce(),
         progress: ProgressFn<'_>,
     ) -> Result<Code, CompileError> {
-        if let Some(code) = self.cached(wasm).await? {
+        let known = self.known(&compiler.engine);
+        if let Some(code) = self.cached(compiler, &known, wasm).await? {
             return Ok(code);
         }
-        let _turn = self.turns.turn(wasm).await;
-        if let Some(code) = self.cached(wasm).await? {
+        let _turn = known.turns.turn(wasm).await;
+        if let Some(code) = self.cached(compiler, &known, wasm).await? {
             return Ok(code);
         }
-        let known = self.hopeless.lock().unwrap_or_else(PoisonError::into_inner).get(wasm).cloned();
-        if let Some(error) = known {
+        let refused =
+            known.hopeless.lock().unwrap_or_else(PoisonError::into_inner).get(wasm).cloned();
+        if let Some(error) = refused {
             return Err(error);
         }
         // Only our own lives, so it is never closed.
         let _seat = self.seats.acquire().await;
-        let result = self.compile(wasm, source, damaged, progress).await;
+        let result = self.compile(compiler, &known, wasm, source, damaged, progress).await;
         if let Err(error) = &result
             && error.retry() == crate::Retry::WhenChanged
         {
-            let mut hopeless = self.hopeless.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hopeless = known.hopeless.lock().unwrap_or_else(PoisonError::into_inner);
             // A thousand broken images are an attack on this map and nothing else.
             if hopeless.len() >= 1_000 {
                 hopeless.clear();
@@ -203,8 +233,14 @@ impl CodeCache {
         result
     }
 
-    async fn cached(&self, wasm: &Digest) -> Result<Option<Code>, CompileError> {
-        let (code_path, label_path) = (self.code_path(wasm), self.label_path(wasm));
+    async fn cached(
+        &self,
+        compiler: &Compiler,
+        known: &Known,
+        wasm: &Digest,
+    ) -> Result<Option<Code>, CompileError> {
+        let code_path = self.code_path(&compiler.engine, wasm);
+        let label_path = self.label_path(&compiler.engine, wasm);
         let reading = cannot("read the code cache");
         let Some(label) = read_json::<Label>(&label_path).map_err(&reading)? else {
             return Ok(None);
@@ -219,7 +255,7 @@ impl CodeCache {
             Err(error) => return Err(reading(error)),
         }
         let is_verified =
-            self.verified.lock().unwrap_or_else(PoisonError::into_inner).contains(wasm);
+            known.verified.lock().unwrap_or_else(PoisonError::into_inner).contains(wasm);
         if !is_verified {
             let path = code_path.clone();
             let found = in_background(move || digest_of(&path)).await.map_err(&reading)?;
@@ -227,12 +263,12 @@ impl CodeCache {
                 tracing::warn!(%wasm, "compiled code whose checksum is wrong is made anew");
                 return Ok(None);
             }
-            self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(wasm.clone());
+            known.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(wasm.clone());
         }
         touch(&label_path);
         Ok(Some(Code {
             path: code_path,
-            folder: self.folder.clone(),
+            engine: compiler.engine.clone(),
             wasm: wasm.clone(),
             bytes: label.bytes,
             inspection: label.inspection,
@@ -242,6 +278,8 @@ impl CodeCache {
 
     async fn compile(
         &self,
+        compiler: &Compiler,
+        known: &Known,
         wasm: &Digest,
         source: &Path,
         damaged: impl FnOnce(),
@@ -262,7 +300,7 @@ impl CodeCache {
         progress(Progress::Compiling { wasm_bytes });
         let temp = Temp::create(&self.root.join("tmp"), &self.counter)
             .map_err(cannot("make the code file"))?;
-        let report = self.run_child(module, &temp).await?;
+        let report = self.run_child(compiler, module, &temp).await?;
         let (inspection, compile_millis) = match report {
             Report::Done { inspection, cpu_millis } => (inspection, cpu_millis),
             Report::NotRunnable(refusal) => return Err(CompileError::NotRunnable(refusal)),
@@ -285,7 +323,9 @@ impl CodeCache {
         .await
         .map_err(cannot("read the code file"))?;
         let label = Label { code, bytes, inspection: inspection.clone(), compile_millis };
-        let (code_path, label_path) = (self.code_path(wasm), self.label_path(wasm));
+        self.folder(&compiler.engine).map_err(cannot("make the engine's folder"))?;
+        let code_path = self.code_path(&compiler.engine, wasm);
+        let label_path = self.label_path(&compiler.engine, wasm);
         let json =
             serde_json::to_vec(&label).map_err(|e| cannot("write the code's label")(e.into()))?;
         let tmp = self.root.join("tmp");
@@ -294,13 +334,13 @@ impl CodeCache {
         in_background(move || temp.commit(&target)).await.map_err(cannot("keep the code file"))?;
         write_whole(&tmp, &self.counter, &label_path, &json)
             .map_err(cannot("write the code's label"))?;
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(wasm.clone());
-        if let Err(error) = self.evict(wasm) {
+        known.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(wasm.clone());
+        if let Err(error) = self.evict(&code_path) {
             tracing::warn!(%error, "the code cache could not be brought below its quota");
         }
         Ok(Code {
             path: code_path,
-            folder: self.folder.clone(),
+            engine: compiler.engine.clone(),
             wasm: wasm.clone(),
             bytes,
             inspection,
@@ -308,14 +348,21 @@ impl CodeCache {
         })
     }
 
-    async fn run_child(&self, module: File, temp: &Temp) -> Result<Report, CompileError> {
+    async fn run_child(
+        &self,
+        compiler: &Compiler,
+        module: File,
+        temp: &Temp,
+    ) -> Result<Report, CompileError> {
         let limits = &self.limits;
         let output = temp.file().try_clone().map_err(cannot("make the code file"))?;
-        let mut child = tokio::process::Command::new(&self.compiler)
+        let salt = compiler.salt.iter().flat_map(|salt| ["--engine-salt".into(), salt.to_string()]);
+        let mut child = tokio::process::Command::new(&compiler.program)
             .arg("__compile")
             .args(["--cpu-seconds", &limits.cpu_seconds.to_string()])
             .args(["--memory-bytes", &limits.memory_bytes.to_string()])
             .args(["--threads", &limits.threads.max(1).to_string()])
+            .args(salt)
             .env_clear()
             .env("RAYON_NUM_THREADS", limits.threads.max(1).to_string())
             .current_dir("/")
@@ -388,11 +435,14 @@ impl CodeCache {
         })
     }
 
-    /// A runner could not load this code: it is looked at again, and made anew where its checksum is wrong.
-    pub(crate) fn forget(&self, wasm: &Digest) -> io::Result<()> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(wasm);
-        self.hopeless.lock().unwrap_or_else(PoisonError::into_inner).remove(wasm);
-        for path in [self.label_path(wasm), self.code_path(wasm)] {
+    /// A runner could not load this code: it goes, and is made anew when it is next asked for.
+    pub(crate) fn forget(&self, code: &Code) -> io::Result<()> {
+        let known = self.known(&code.engine);
+        known.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(&code.wasm);
+        known.hopeless.lock().unwrap_or_else(PoisonError::into_inner).remove(&code.wasm);
+        for path in
+            [self.label_path(&code.engine, &code.wasm), self.code_path(&code.engine, &code.wasm)]
+        {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -401,21 +451,25 @@ impl CodeCache {
         Ok(())
     }
 
-    /// Removes the code used longest ago until the rest fits the quota. A running guest keeps the pages of a removed file.
-    fn evict(&self, keep: &Digest) -> io::Result<()> {
+    /// Removes the code used longest ago, of whatever engine, until the rest fits the quota. A running guest keeps the pages of a
+    /// removed file.
+    fn evict(&self, keep: &Path) -> io::Result<()> {
         let mut total = 0;
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|it| it != "cwasm") {
-                continue;
+        for engine in self.engines_on_disk()? {
+            for entry in fs::read_dir(self.root.join(engine))? {
+                let path = entry?.path();
+                if path.extension().is_none_or(|it| it != "cwasm") {
+                    continue;
+                }
+                let bytes = fs::metadata(&path)?.len();
+                total += bytes;
+                let label = path.with_extension("json");
+                let used = fs::metadata(&label)
+                    .and_then(|it| it.modified())
+                    .unwrap_or(SystemTime::UNIX_EPOCH);
+                all.push((used, bytes, path, label));
             }
-            let bytes = fs::metadata(&path)?.len();
-            total += bytes;
-            let label = path.with_extension("json");
-            let used =
-                fs::metadata(&label).and_then(|it| it.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            all.push((used, bytes, path, label));
         }
         all.sort();
         for (used, bytes, path, label) in all {
@@ -423,7 +477,7 @@ impl CodeCache {
             if total <= self.quota {
                 break;
             }
-            if fresh || path == self.code_path(keep) {
+            if fresh || path == keep {
                 continue;
             }
             let _ = fs::remove_file(label);
@@ -433,20 +487,28 @@ impl CodeCache {
         Ok(())
     }
 
-    /// Removes the code of engines that are neither this one nor in `keep`; their hashes.
+    /// Removes the code of engines that are not in `keep`; their hashes.
     pub(crate) fn remove_other_engines(&self, keep: &BTreeSet<String>) -> io::Result<Vec<String>> {
-        let mut removed = Vec::new();
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            let is_engine = name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
-            if is_engine && name != self.engine && !keep.contains(&name) {
-                fs::remove_dir_all(entry.path())?;
-                removed.push(name);
-            }
+        let mut others = self.engines_on_disk()?;
+        others.retain(|engine| !keep.contains(engine));
+        for engine in &others {
+            fs::remove_dir_all(self.root.join(engine))?;
+            self.engines.lock().unwrap_or_else(PoisonError::into_inner).remove(engine);
         }
-        Ok(removed)
+        Ok(others)
     }
+
+    fn engines_on_disk(&self) -> io::Result<Vec<String>> {
+        let mut engines = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            engines.extend(entry?.file_name().into_string().ok().filter(|it| is_engine_hash(it)));
+        }
+        Ok(engines)
+    }
+}
+
+fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
 fn cpu_limit(limits: &CompileLimits) -> String {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use copepod_shim::kind::{self, Inspection, Kind};
 use serde::Serialize;
 
-use crate::code::{Code, CodeCache, CompileLimits};
+use crate::code::{Code, CodeCache, CompileLimits, Compiler};
 use crate::credentials::{Credentials, Login};
 use crate::digest::Digest;
 use crate::error::{CompileError, PullError, PushError, StoreError};
@@ -27,8 +27,6 @@ use crate::store::{Collected, Named, Record, Store};
 /// The settings of one data directory's images.
 #[derive(Clone, Debug)]
 pub struct ImagesConfig {
-    /// The program that is run as `<program> __compile`.
-    pub compiler: PathBuf,
     /// What one compilation may use.
     pub compile: CompileLimits,
     /// Where pulls may go and how large they may be.
@@ -39,11 +37,9 @@ pub struct ImagesConfig {
     pub code_quota_bytes: u64,
 }
 
-impl ImagesConfig {
-    /// The defaults, with `compiler` as the compile child's program.
-    pub fn new(compiler: PathBuf) -> Self {
+impl Default for ImagesConfig {
+    fn default() -> Self {
         Self {
-            compiler,
             compile: CompileLimits::default(),
             pull: PullRules::default(),
             // A thousand images of 10 MB each, and their code at three times the size.
@@ -138,19 +134,13 @@ pub struct Inspected {
 pub struct CollectPolicy {
     /// Manifests of images that pods use.
     pub keep: BTreeSet<Digest>,
-    /// Engines whose runners still live; this one's is always kept.
-    pub keep_engines: BTreeSet<String>,
     /// Nothing younger goes: the kubelet's two minutes.
     pub min_age: Duration,
 }
 
 impl Default for CollectPolicy {
     fn default() -> Self {
-        Self {
-            keep: BTreeSet::new(),
-            keep_engines: BTreeSet::new(),
-            min_age: Duration::from_secs(120),
-        }
+        Self { keep: BTreeSet::new(), min_age: Duration::from_secs(120) }
     }
 }
 
@@ -171,16 +161,15 @@ impl Images {
     /// Opens (or makes) the store at `dir` and the code cache at `code_dir`, and clears what interrupted pulls left.
     ///
     /// # Errors
-    /// The disk's; a certificate that cannot be read; engine settings that do not fit this machine.
+    /// The disk's; a certificate that cannot be read.
     pub fn open(dir: &Path, code_dir: &Path, config: ImagesConfig) -> Result<Self, StoreError> {
         let opening = |path: &Path| {
             let doing = format!("cannot open {}", path.display());
             move |source| StoreError::Io { doing, source }
         };
         let store = Store::open(dir).map_err(opening(dir))?;
-        let code =
-            CodeCache::open(code_dir, config.compiler, config.compile, config.code_quota_bytes)
-                .map_err(opening(code_dir))?;
+        let code = CodeCache::open(code_dir, config.compile, config.code_quota_bytes)
+            .map_err(opening(code_dir))?;
         let guard = Guard::new(config.pull).map_err(|e| StoreError::Io {
             doing: "cannot make an HTTP client".into(),
             source: io::Error::other(e),
@@ -195,9 +184,26 @@ impl Images {
         })))
     }
 
-    /// The hash that names this program's engine in the code cache.
-    pub fn engine_hash(&self) -> &str {
-        self.0.code.engine()
+    /// The folder of an engine's code, made where it is not there: what a domain bind-mounts.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn code_folder(&self, engine: &str) -> Result<PathBuf, StoreError> {
+        self.0.code.folder(engine).map_err(|source| StoreError::Io {
+            doing: "cannot make a folder of compiled code".into(),
+            source,
+        })
+    }
+
+    /// Removes the code of all engines but those in `keep`; their hashes.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn remove_other_engines(&self, keep: &BTreeSet<String>) -> Result<Vec<String>, StoreError> {
+        self.0.code.remove_other_engines(keep).map_err(|source| StoreError::Io {
+            doing: "cannot remove compiled code of other engines".into(),
+            source,
+        })
     }
 
     /// The image that `name` stands for, pulled where `policy` says so.
@@ -277,13 +283,14 @@ impl Images {
         })
     }
 
-    /// The image's module as code for this engine: compiled once, by a confined child.
+    /// The image's module as code for the compiler's engine: compiled once, by a confined child.
     ///
     /// # Errors
     /// The module cannot run or compile (final), or the disk failed.
     pub async fn code(
         &self,
         image: &Image,
+        compiler: &Compiler,
         progress: ProgressFn<'_>,
     ) -> Result<Code, CompileError> {
         let store = &self.0.store;
@@ -292,17 +299,18 @@ impl Images {
                 tracing::warn!(%error, wasm = %image.wasm, "a damaged module could not be removed");
             }
         };
-        self.0.code.code(&image.wasm, &store.blob_path(&image.wasm), damaged, progress).await
+        let source = store.blob_path(&image.wasm);
+        self.0.code.code(compiler, &image.wasm, &source, damaged, progress).await
     }
 
     /// A runner could not load this code: it is removed, and compiled anew when next asked for.
     ///
     /// # Errors
     /// The disk's.
-    pub fn forget_code(&self, wasm: &Digest) -> Result<(), StoreError> {
+    pub fn forget_code(&self, code: &Code) -> Result<(), StoreError> {
         self.0
             .code
-            .forget(wasm)
+            .forget(code)
             .map_err(|source| StoreError::Io { doing: "cannot remove damaged code".into(), source })
     }
 
@@ -473,8 +481,8 @@ impl Images {
         repository.ping().await.map_err(refused)
     }
 
-    /// Removes what nothing needs: blobs without a name, then the names used longest ago above the quota, and other engines'
-    /// code. `None` where a pull is under way; ask again later.
+    /// Removes what nothing needs: blobs without a name, then the names used longest ago above the quota. `None` where a pull is
+    /// under way; ask again later.
     ///
     /// # Errors
     /// The disk's.
@@ -482,7 +490,6 @@ impl Images {
         let (images, policy) = (self.clone(), policy.clone());
         let collected = blocking(move || {
             let inner = &*images.0;
-            inner.code.remove_other_engines(&policy.keep_engines)?;
             Ok(inner.store.collect(&policy.keep, inner.quota, policy.min_age)?)
         })
         .await;

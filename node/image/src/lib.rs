@@ -23,7 +23,7 @@ pub mod sizes;
 mod store;
 mod unpack;
 
-pub use code::{Code, CompileLimits, engine_hash};
+pub use code::{Code, CompileLimits, Compiler, engine_hash, is_engine_hash};
 pub use compiler::compile_child_main;
 pub use credentials::{Credentials, CredentialsError};
 pub use digest::{Digest, NotADigest};

@@ -67,31 +67,48 @@ async fn a_module_is_compiled_once_however_many_ask_and_then_found() {
         }
     };
 
-    let asks = (0..10).map(|_| fixture.images.code(&image, &count));
+    let compiler = compiler(None);
+    let asks = (0..10).map(|_| fixture.images.code(&image, &compiler, &count));
     let codes = futures::future::join_all(asks).await;
-    let again = open(fixture.folder.path(), config()).code(&image, &count).await.expect("cached");
+    let next = open(fixture.folder.path(), config());
+    let again = next.code(&image, &compiler, &count).await.expect("cached");
 
     let code = codes[0].as_ref().expect("compiled");
     assert!(codes.iter().all(|it| it.as_ref().is_ok_and(|it| it == code)));
     assert_eq!(*code, again);
     assert_eq!(*compiles.lock().expect("held"), 1);
     assert_eq!(code.inspection.exports, ["_start"]);
-    assert!(code.path.ends_with(format!(
-        "code/{}/{}.cwasm",
-        fixture.images.engine_hash(),
-        image.wasm.hex()
-    )));
+    let place = format!("code/{}/{}.cwasm", compiler.engine, image.wasm.hex());
+    assert!(code.path.ends_with(place));
     let found = fs::metadata(&code.path).expect("there");
     assert_eq!((found.permissions().mode() & 0o777, found.len()), (0o644, code.bytes));
     assert!(fs::read(&code.path).expect("read").starts_with(b"\x7fELF"));
 }
 
 #[tokio::test]
-async fn the_engines_hash_is_the_same_each_time() {
-    let hash = copepod_image::engine_hash().expect("an engine");
+async fn the_engines_hash_is_the_same_each_time_and_another_with_a_salt() {
+    let hash = copepod_image::engine_hash(None).expect("an engine");
 
-    assert_eq!(hash.len(), 32);
-    assert_eq!(Fixture::new().images.engine_hash(), hash);
+    assert!(copepod_image::is_engine_hash(&hash), "{hash}");
+    assert_eq!(compiler(None).engine, hash);
+    assert_ne!(compiler(Some("next")).engine, hash);
+    assert_eq!(compiler(Some("next")), compiler(Some("next")));
+}
+
+#[tokio::test]
+async fn two_engines_have_code_of_one_module_each_by_its_own_compiler() {
+    let fixture = Fixture::new();
+    let image = load(&fixture, &program("of two engines"));
+    let (old, new) = (compiler(None), compiler(Some("next")));
+
+    let by_old = fixture.images.code(&image, &old, &|_| {}).await.expect("compiled");
+    let by_new = fixture.images.code(&image, &new, &|_| {}).await.expect("compiled");
+
+    assert_eq!((&by_old.engine, &by_new.engine), (&old.engine, &new.engine));
+    let read = |code: &copepod_image::Code| fs::read(&code.path).expect("there");
+    assert_ne!(read(&by_old), read(&by_new));
+    fixture.images.forget_code(&by_old).expect("forgotten");
+    assert!(!by_old.path.exists() && by_new.path.exists());
 }
 
 #[tokio::test]
@@ -119,8 +136,10 @@ async fn what_cannot_run_is_refused_in_the_words_for_its_kind_and_not_compiled_a
         let compiles = Mutex::new(0);
         let count = |_| *compiles.lock().expect("held") += 1;
 
-        let error = fixture.images.code(&image, &count).await.expect_err("refused");
-        let again = fixture.images.code(&image, &count).await.expect_err("refused");
+        let error =
+            fixture.images.code(&image, &compiler(None), &count).await.expect_err("refused");
+        let again =
+            fixture.images.code(&image, &compiler(None), &count).await.expect_err("refused");
 
         assert!(error.to_string().contains(what), "{what}: {error}");
         assert_eq!(error.retry(), Retry::WhenChanged);
@@ -137,13 +156,13 @@ async fn code_with(
     limit(&mut config.compile);
     let fixture = Fixture::with(config);
     let image = load(&fixture, wasm);
-    let error = fixture.images.code(&image, &|_| {}).await.expect_err("too much");
+    let error = fixture.images.code(&image, &compiler(None), &|_| {}).await.expect_err("too much");
     assert_eq!(fs::read_dir(fixture.folder.path().join("code/tmp")).expect("a folder").count(), 0);
     // The agent's side is unharmed: the next module compiles.
     let small = load(&fixture, &program("after the bomb"));
     if !matches!(error, CompileError::Limit(ref text) if text.contains("wallSeconds") || text.contains("memoryBytes"))
     {
-        fixture.images.code(&small, &|_| {}).await.expect("compiled");
+        fixture.images.code(&small, &compiler(None), &|_| {}).await.expect("compiled");
     }
     error
 }
@@ -223,7 +242,7 @@ async fn the_compile_child_has_given_up_everything_while_it_works() {
     let fixture = Fixture::with(config);
     let image = load(&fixture, &large(40, 40_000));
     let images = fixture.images.clone();
-    let work = tokio::spawn(async move { images.code(&image, &|_| {}).await });
+    let work = tokio::spawn(async move { images.code(&image, &compiler(None), &|_| {}).await });
 
     // Seccomp comes last: once it is on, all the rest is.
     let (pid, status) = loop {
@@ -271,7 +290,7 @@ async fn a_flipped_bit_in_the_stored_module_is_noticed_and_the_module_pulled_aga
     let image = fixture.pull(&name).await.expect("pulled");
     flip(&fixture.folder.path().join("images/blobs/sha256").join(image.wasm.hex()));
 
-    let error = fixture.images.code(&image, &|_| {}).await.expect_err("damaged");
+    let error = fixture.images.code(&image, &compiler(None), &|_| {}).await.expect_err("damaged");
     let never = fixture
         .images
         .resolve(&name, PullPolicy::Never, &Credentials::anonymous(), &|_| {})
@@ -281,7 +300,7 @@ async fn a_flipped_bit_in_the_stored_module_is_noticed_and_the_module_pulled_aga
 
     assert!(error.needs_pull() && error.retry() == Retry::Later, "{error}");
     assert_eq!(never.reason(), "ErrImageNeverPull");
-    assert!(fixture.images.code(&image, &|_| {}).await.is_ok());
+    assert!(fixture.images.code(&image, &compiler(None), &|_| {}).await.is_ok());
 }
 
 #[tokio::test]
@@ -291,7 +310,8 @@ async fn a_flipped_bit_or_a_cut_in_the_code_cache_is_noticed_by_the_next_agent_a
     let image = load(&fixture, &program("cached"));
     let compiles = Mutex::new(0);
     let count = |_| *compiles.lock().expect("held") += 1;
-    let compile = async |images: &Images| images.code(&image, &count).await.expect("code");
+    let compile =
+        async |images: &Images| images.code(&image, &compiler(None), &count).await.expect("code");
     let code = compile(&fixture.images).await;
     let right = fs::read(&code.path).expect("read");
 
@@ -302,7 +322,7 @@ async fn a_flipped_bit_or_a_cut_in_the_code_cache_is_noticed_by_the_next_agent_a
     compile(&fixture.images).await;
     let after_a_cut = fs::read(&code.path).expect("read");
     flip(&code.path);
-    fixture.images.forget_code(&image.wasm).expect("forgotten");
+    fixture.images.forget_code(&code).expect("forgotten");
     compile(&fixture.images).await;
     let after_a_failed_start = fs::read(&code.path).expect("read");
 
@@ -316,7 +336,7 @@ async fn code_used_longest_ago_goes_when_the_quota_is_full() {
     config.code_quota_bytes = 1;
     let fixture = Fixture::with(config);
     let first = load(&fixture, &program("first"));
-    let old = fixture.images.code(&first, &|_| {}).await.expect("compiled");
+    let old = fixture.images.code(&first, &compiler(None), &|_| {}).await.expect("compiled");
     let label = old.path.with_extension("json");
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
     fs::File::options()
@@ -327,27 +347,26 @@ async fn code_used_longest_ago_goes_when_the_quota_is_full() {
         .expect("set");
 
     let second = load(&fixture, &program("second"));
-    let new = fixture.images.code(&second, &|_| {}).await.expect("compiled");
+    let new = fixture.images.code(&second, &compiler(None), &|_| {}).await.expect("compiled");
 
     assert!(!old.path.exists());
     assert!(new.path.exists());
-    assert!(fixture.images.code(&first, &|_| {}).await.is_ok(), "it is compiled anew");
+    assert!(
+        fixture.images.code(&first, &compiler(None), &|_| {}).await.is_ok(),
+        "it is compiled anew"
+    );
 }
 
 #[tokio::test]
-async fn a_collection_removes_other_engines_code_and_keeps_what_lives() {
+async fn the_code_of_engines_that_nobody_runs_goes_and_that_of_the_others_stays() {
     let fixture = Fixture::new();
-    let code = fixture.folder.path().join("code");
-    let (dead, living) = ("0".repeat(32), "1".repeat(32));
-    fs::create_dir(code.join(&dead)).expect("made");
-    fs::create_dir(code.join(&living)).expect("made");
-    let policy = copepod_image::CollectPolicy {
-        keep_engines: [living.clone()].into(),
-        ..Default::default()
-    };
+    let [dead, living] = ["0", "1"].map(|digit| digit.repeat(32));
+    let [of_dead, of_living] =
+        [&dead, &living].map(|engine| fixture.images.code_folder(engine).expect("made"));
 
-    fixture.images.collect(&policy).await.expect("collected").expect("nobody pulls");
+    let removed = fixture.images.remove_other_engines(&[living].into()).expect("removed");
 
-    assert!(!code.join(dead).exists());
-    assert!(code.join(living).exists() && code.join(fixture.images.engine_hash()).exists());
+    assert_eq!(removed, [dead]);
+    assert!(!of_dead.exists() && of_living.exists());
+    assert!(fixture.folder.path().join("code/tmp").exists());
 }

@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use copepod_image::{Credentials, Digest, Image, Images, ImagesConfig, PullError, PullPolicy};
+use copepod_image::{
+    Compiler, Credentials, Digest, Image, Images, ImagesConfig, PullError, PullPolicy,
+};
 use futures::StreamExt as _;
 use futures::stream;
 use http_body_util::combinators::BoxBody;
@@ -308,13 +310,20 @@ pub struct Fixture {
 }
 
 pub fn config() -> ImagesConfig {
-    let mut config = ImagesConfig::new(env!("CARGO_BIN_EXE_copepod-compiler").into());
+    let mut config = ImagesConfig::default();
     config.pull.backoff = Duration::from_millis(1);
     config.pull.attempts = 3;
     // The rule is the same at any size; a test has no 30 seconds.
     config.pull.progress_window = Duration::from_millis(800);
     config.pull.progress_bytes = 1 << 10;
     config
+}
+
+/// The compile child of this build, for an engine with this salt.
+pub fn compiler(salt: Option<&str>) -> Compiler {
+    let salt = salt.map(|it| it.parse().expect("a salt"));
+    Compiler::of_this_build(env!("CARGO_BIN_EXE_copepod-compiler").into(), salt)
+        .expect("this machine can run the engine")
 }
 
 pub fn open(folder: &Path, config: ImagesConfig) -> Images {
