@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use copepod_tests::manifest::{example, pod, probe};
+use copepod_tests::manifest::{With, example, pod, probe};
 use copepod_tests::node::Node;
 use copepod_tests::wait::until;
 use copepod_tests::{host, http};
@@ -33,6 +33,19 @@ fn the_run_ends_with_the_code_of_the_one_container_that_failed() {
 
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stdout.contains("before"));
+}
+
+#[test]
+fn a_namespace_s_name_may_be_as_long_as_kubernetes_allows() {
+    let node = Node::new();
+    node.load(&["probe"]);
+    let namespace = "n".repeat(63);
+
+    let ended = node.run_to_end(&[
+        pod("far", [probe(&["print hello"])]).with("/metadata/namespace", namespace.into())
+    ]);
+
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
 #[test]

@@ -325,9 +325,8 @@ impl Domains {
             build: self.own.build.clone(),
             engine: self.own.compiler.engine.clone(),
         };
-        let runner = Runner::connect(domain.socket_path(), hello, self.wake.clone(), wrap)
-            .await
-            .map_err(|source| {
+        let runner =
+            Runner::connect(&domain, hello, self.wake.clone(), wrap).await.map_err(|source| {
                 let tree = tree.to_owned();
                 match source {
                     ConnectError::Version { oldest, newest } => {

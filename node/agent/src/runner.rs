@@ -6,12 +6,13 @@
 //! Absent: what a reply means for a pod, which the owner decides.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use copepod_domain::Domain;
 use copepod_shim::protocol::{
     Answer, Event, Failure, FromRunner, Hello, Request, ToRunner, VERSIONS,
 };
@@ -74,13 +75,18 @@ impl Runner {
     /// Connects, agrees on a version, and sends what the runner tells to `heard`, as `wrap` makes it. While that channel is full the
     /// runner is not read, so that its events cannot fill the agent's memory.
     pub(crate) async fn connect<T: Send + 'static>(
-        socket: &Path,
+        domain: &Domain,
         ours: Hello,
         heard: mpsc::Sender<T>,
         wrap: impl Fn(Heard) -> T + Send + Sync + 'static,
     ) -> Result<Self, ConnectError> {
         let shake = async {
-            let stream = UnixStream::connect(socket).await.map_err(WireError::from)?;
+            let domain = domain.clone();
+            // A runner that does not accept would hold up more than this one call.
+            let stream = tokio::task::spawn_blocking(move || domain.connect());
+            let stream = stream.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+            stream.set_nonblocking(true)?;
+            let stream = UnixStream::from_std(stream)?;
             let (sender, mut receiver) = wire::split(stream);
             sender.send(&ours, &[]).await?;
             let (theirs, _) = receiver.receive::<Hello>().await?;

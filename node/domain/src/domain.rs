@@ -89,7 +89,6 @@ struct Shared {
     pid: Pid,
     program: PathBuf,
     root: OwnedFd,
-    socket: PathBuf,
     root_path: PathBuf,
     link: Option<Mutex<Link>>,
     owners: OnceLock<OwnedFd>,
@@ -102,12 +101,7 @@ impl Domain {
         &self.inner.id
     }
 
-    /// The socket on which its runner listens. Its path may be too long for `connect`; [`Domain::connect`] is not concerned.
-    pub fn socket_path(&self) -> &Path {
-        &self.inner.socket
-    }
-
-    /// A new connection to the runner.
+    /// A new connection to the runner. It may have to wait for the runner: not for async code.
     ///
     /// # Errors
     /// The socket's.
@@ -361,7 +355,6 @@ fn start_new(
     let shared = Shared {
         host: host.clone(),
         id: spec.id.clone(),
-        socket: tree.socket(),
         tree,
         uid: record.uid,
         process,
@@ -574,7 +567,6 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
     let shared = Shared {
         host: host.clone(),
         id: id.clone(),
-        socket: tree.socket(),
         tree,
         uid: record.uid,
         process,
