@@ -6,7 +6,8 @@
 //! ```
 //! All that must survive a restart of the agent is a [`Fact`]; the state is nothing but the sum of its facts ([`mod@record`])
 //! and of what is in flight. So [`PodLife::recover`] takes the facts and then hears, for each attempt in
-//! [`PodLife::unconfirmed`], what its runner says: `Started`, `Exited`, `NotSeen` or `Lost`.
+//! [`PodLife::unconfirmed`], what its runner says: `Started`, `Exited`, `NotSeen` or `Lost`. A history that has grown long is
+//! replaced by [`PodLife::so_far`], which comes to the same.
 //!
 //! Absent: time, disks, sockets; and how a pod looks from outside (`status`).
 
@@ -16,6 +17,7 @@ mod observe;
 mod plan;
 mod probe;
 mod record;
+mod so_far;
 mod spec;
 mod words;
 
@@ -23,6 +25,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     backoff::go_duration,
@@ -30,6 +33,7 @@ pub(crate) use self::{
     spec::{LifeSpec, RestartPolicy, Role},
 };
 pub use self::{
+    so_far::{ContainerSoFar, PodSoFar},
     spec::{Handler, LONGEST},
     words::{
         Action, EndReason, ExitReason, ExitRecord, Fact, HookKind, Journaled, PodEvent,
@@ -64,7 +68,7 @@ pub struct PodLife {
 }
 
 /// A pod's way from start to end. There is no way back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stage {
     /// What can run, runs.
     Live,
@@ -76,7 +80,12 @@ pub(crate) enum Stage {
         forced: bool,
     },
     /// Nothing runs any more. The phase is final.
-    TearingDown { asked: bool, phase: Phase, why: EndReason },
+    TearingDown {
+        #[serde(skip)]
+        asked: bool,
+        phase: Phase,
+        why: EndReason,
+    },
     /// Nothing is left of it on this node but its status and its logs.
     Over { phase: Phase, why: EndReason },
 }

@@ -12,12 +12,13 @@ use k8s_openapi::{
     api::core::v1::{HostIP, PodCondition, PodIP, PodStatus},
     apimachinery::pkg::apis::meta::v1::Time,
 };
+use serde::{Deserialize, Serialize};
 
 pub use self::qos::{QosClass, qos_class};
 use crate::life::{EndReason, PodLife, Role, Sandbox, Slot, Stage, State};
 
 /// A pod's phase. `Succeeded` and `Failed` never change any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// An init container is not done, or an app container has never run.
     Pending,
@@ -47,7 +48,7 @@ impl Phase {
 }
 
 /// The conditions that are ours, each with the time of its last flip. Reasons and messages follow from the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Conditions {
     ready_to_start: Flag,
     initialized: Flag,
@@ -56,7 +57,7 @@ pub(crate) struct Conditions {
     scheduled: Flag,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Flag {
     up: bool,
     since: Timestamp,

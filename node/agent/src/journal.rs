@@ -2,13 +2,13 @@
 //!
 //! One append-only file for all pods, so that many facts share one `fdatasync`. A record is a little-endian `u32` length, the
 //! `u32` CRC-32 of what follows, and CBOR. A tail that a crash cut off is dropped, as nobody acted on it; damage before the tail is
-//! an error, because what follows it was acted on. Opening rewrites the file without the pods that are gone.
+//! an error, because what follows it was acted on. A file that has grown long is replaced by what its facts come to.
 //!
 //! Absent: a database. An embedded one costs threads and memory on every node for what is a list of a few facts per pod that is
 //! only ever read whole, at start.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -16,8 +16,8 @@ use serde::{Serialize, de::DeserializeOwned};
 /// The largest record: a fact holds at most a termination message (4 KiB) and a few names.
 const MAX_RECORD: usize = 1 << 20;
 
-/// A journal grows to this before it is pruned while the agent runs: some 100,000 facts.
-const PRUNE_AT: u64 = 16 << 20;
+/// A journal grows to this before it is replaced while the agent runs: some 100,000 facts.
+const LONG: u64 = 16 << 20;
 
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,31 +49,32 @@ pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     length: u64,
-    prune_at: u64,
+    long_from: u64,
 }
 
 impl Journal {
-    /// Opens or makes the journal and returns its facts in the order in which they were appended, without those for which
-    /// `keep` is false.
+    /// Opens or makes the journal and returns its facts in the order in which they were appended.
     ///
     /// # Errors
     /// See [`JournalError`].
-    pub(crate) fn open<F: Serialize + DeserializeOwned>(
-        path: &Path,
-        keep: impl Fn(&F) -> bool,
-    ) -> Result<(Self, Vec<F>), JournalError> {
+    pub(crate) fn open<F: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<F>), JournalError> {
         let error = |source| JournalError::Io { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        match File::open(path) {
-            Ok(mut file) => drop(file.read_to_end(&mut bytes).map_err(error)?),
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                write_whole(path, &[]).map_err(error)?;
+                Vec::new()
+            }
             Err(other) => return Err(error(other)),
-        }
-        let mut facts: Vec<F> = decode(&bytes)
+        };
+        let (facts, sound) = decode(&bytes)
             .map_err(|offset| JournalError::Damaged { path: path.to_owned(), offset })?;
-        facts.retain(keep);
-        let journal = Self::write_new(path, &facts).map_err(error)?;
-        Ok((journal, facts))
+        let file = OpenOptions::new().append(true).open(path).map_err(error)?;
+        let length = sound as u64;
+        if sound < bytes.len() {
+            file.set_len(length).and_then(|()| file.sync_all()).map_err(error)?;
+        }
+        Ok((Self { path: path.to_owned(), file, length, long_from: LONG }, facts))
     }
 
     /// Appends facts; when it returns, they outlive a power cut.
@@ -97,35 +98,30 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether so much was appended that [`prune`](Self::prune) is due.
+    /// Whether so much was appended that [`replace`](Self::replace) is due.
     pub(crate) fn is_long(&self) -> bool {
-        self.length > self.prune_at
+        self.length > self.long_from
     }
 
-    /// Rewrites the file without the facts for which `keep` is false.
+    /// Puts `facts` in the place of all that are in the file: they come to the same, in short.
     ///
     /// # Errors
-    /// As [`open`](Self::open); the old file is then still whole.
-    pub(crate) fn prune<F: Serialize + DeserializeOwned>(
+    /// [`JournalError::Io`]; the old file is then still whole, and as after [`append`](Self::append) the agent ends.
+    pub(crate) fn replace<F: Serialize>(
         &mut self,
-        keep: impl Fn(&F) -> bool,
+        facts: impl IntoIterator<Item = F>,
     ) -> Result<(), JournalError> {
-        let path = self.path.clone();
-        *self = Self::open(&path, keep)?.0;
-        Ok(())
-    }
-
-    fn write_new<F: Serialize>(path: &Path, facts: &[F]) -> io::Result<Self> {
         let mut bytes = Vec::new();
         for fact in facts {
-            encode(fact, &mut bytes);
+            encode(&fact, &mut bytes);
         }
-        write_whole(path, &bytes)?;
-        let file = OpenOptions::new().append(true).open(path)?;
-        let length = bytes.len() as u64;
-        // Twice what had to be kept, so that pruning costs no more than what was appended since.
-        let prune_at = (2 * length).max(PRUNE_AT);
-        Ok(Self { path: path.to_owned(), file, length, prune_at })
+        let error = |source| JournalError::Io { path: self.path.clone(), source };
+        write_whole(&self.path, &bytes).map_err(error)?;
+        self.file = OpenOptions::new().append(true).open(&self.path).map_err(error)?;
+        self.length = bytes.len() as u64;
+        // Twice what had to be kept, so that replacing costs no more than what was appended since.
+        self.long_from = (2 * self.length).max(LONG);
+        Ok(())
     }
 }
 
@@ -152,8 +148,8 @@ fn encode<F: Serialize>(fact: &F, bytes: &mut Vec<u8>) {
     head[4..].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
 }
 
-/// All facts, or the offset of a damaged record that sound ones follow.
-fn decode<F: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<F>, usize> {
+/// All facts and how many bytes they take, or the offset of a damaged record that sound ones follow.
+fn decode<F: DeserializeOwned>(bytes: &[u8]) -> Result<(Vec<F>, usize), usize> {
     let mut facts = Vec::new();
     let mut offset = 0;
     while let Some((fact, length)) = record(&bytes[offset..]) {
@@ -163,7 +159,7 @@ fn decode<F: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<F>, usize> {
     let damaged = (offset + 1..bytes.len()).any(|later| {
         record(&bytes[later..]).is_some_and(|(fact, _)| ciborium::from_reader::<F, _>(fact).is_ok())
     });
-    if damaged { Err(offset) } else { Ok(facts) }
+    if damaged { Err(offset) } else { Ok((facts, offset)) }
 }
 
 /// The first record's body and its whole length, where it is there and sound.
@@ -184,24 +180,54 @@ mod tests {
     }
 
     fn open(path: &Path) -> Result<Vec<(String, u32)>, JournalError> {
-        Journal::open(path, |_: &(String, u32)| true).map(|(_, facts)| facts)
+        Journal::open(path).map(|(_, facts)| facts)
     }
 
     #[test]
-    fn facts_come_back_in_their_order_and_those_of_pods_that_are_gone_do_not() {
+    fn facts_come_back_in_their_order() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("journal");
-        let (mut journal, none) = Journal::open(&path, |_: &(String, u32)| true).expect("made");
+        let (mut journal, none) = Journal::open::<(String, u32)>(&path).expect("made");
         assert!(none.is_empty());
 
         journal.append(&facts(0..5)).expect("appended");
         journal.append(&facts(5..9)).expect("appended");
 
         assert_eq!(open(&path).expect("sound"), facts(0..9));
-        let (_, kept) =
-            Journal::open(&path, |fact: &(String, u32)| fact.0 != "pod-1").expect("sound");
-        assert_eq!(kept.len(), 6);
-        assert_eq!(open(&path).expect("sound"), kept);
+    }
+
+    #[test]
+    fn what_takes_the_place_of_all_facts_is_all_that_comes_back_with_those_after_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let (mut journal, _) = Journal::open::<(String, u32)>(&path).expect("made");
+        journal.append(&facts(0..9)).expect("appended");
+
+        journal.replace(facts(8..9)).expect("replaced");
+        journal.append(&facts(9..11)).expect("appended");
+
+        assert_eq!(open(&path).expect("sound"), facts(8..11));
+    }
+
+    #[test]
+    fn a_journal_is_long_once_it_has_grown_to_twice_what_it_had_to_keep() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut journal, _) =
+            Journal::open::<String>(&folder.path().join("journal")).expect("made");
+        let megabyte = "x".repeat((1 << 20) - 64);
+        let grow = |journal: &mut Journal| {
+            let mut appended = 0;
+            while !journal.is_long() {
+                journal.append(std::slice::from_ref(&megabyte)).expect("appended");
+                appended += 1;
+            }
+            appended
+        };
+
+        assert_eq!(grow(&mut journal), 17);
+        journal.replace(vec![megabyte.clone(); 12]).expect("replaced");
+
+        assert_eq!(grow(&mut journal), 13);
     }
 
     #[test]
@@ -216,7 +242,10 @@ mod tests {
         for length in two.len()..whole.len() {
             std::fs::write(&path, &whole[..length]).expect("written");
 
-            assert_eq!(open(&path).expect("sound"), facts(0..2));
+            let (mut journal, sound) = Journal::open::<(String, u32)>(&path).expect("sound");
+            assert_eq!(sound, facts(0..2));
+            journal.append(&facts(2..3)).expect("appended");
+            assert_eq!(open(&path).expect("sound"), facts(0..3));
         }
     }
 

@@ -302,9 +302,17 @@ impl Owner {
             self.tell(&uid);
         }
         if self.journal.is_long() {
-            self.journal.prune(|line: &Line| self.pods.contains_key(&line.uid))?;
+            self.shorten_journal()?;
         }
         Ok(())
+    }
+
+    /// Leaves of each pod's history what it comes to, and nothing of the pods that are gone.
+    pub(crate) fn shorten_journal(&mut self) -> Result<(), JournalError> {
+        self.journal.replace(self.pods.iter_mut().flat_map(|(uid, entry)| {
+            let line = move |journaled| Line { uid: uid.clone(), journaled };
+            entry.life.so_far().into_iter().map(line)
+        }))
     }
 
     /// A pod that is over and was asked to go is taken off the disk.

@@ -138,10 +138,7 @@ async fn run(
     let store = Store::open(&data).map_err(store_error)?;
     let stored =
         store.load().map_err(|found| AgentError::Damaged { path: found.path, why: found.why })?;
-    let known: BTreeSet<String> =
-        stored.iter().filter_map(|stored| stored.pod.metadata.uid.clone()).collect();
-    let (journal, lines) =
-        Journal::open(&data.join("journal"), |line: &Line| known.contains(&line.uid))?;
+    let (journal, lines) = Journal::open::<Line>(&data.join("journal"))?;
     let mut history: HashMap<String, Vec<Journaled>> = HashMap::new();
     for line in lines {
         history.entry(line.uid).or_default().push(line.journaled);
@@ -216,6 +213,7 @@ async fn run(
         owner.names.insert(world.name(), uid.clone());
         owner.pods.insert(uid, Entry::new(life, world));
     }
+    owner.shorten_journal()?;
     let mut touched = BTreeSet::new();
     for (tree, pods) in &alive {
         match domains.resume(tree, pods).await {

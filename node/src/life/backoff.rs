@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// The first wait; a kubelet's `backOffPeriod`.
 pub(crate) const FIRST: Duration = Duration::from_secs(10);
@@ -14,7 +15,7 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(300);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// A container's crashes: the next restart waits `delay` from the last end. The first restart waits for nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CrashBackoff {
     /// The wait that the next crash earns, and when the last restart was; none before the first restart.
     last: Option<(Duration, Timestamp)>,

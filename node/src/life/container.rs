@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{
     backoff::{CrashBackoff, later},
@@ -26,14 +27,14 @@ pub(crate) struct Slot {
     /// How many attempts have run, which is also the next one's number.
     pub(crate) attempts: u32,
     /// How many attempts were ever sent: at most one more than `attempts`.
-    sent: u32,
+    pub(super) sent: u32,
     pub(crate) image_id: Option<String>,
-    crashes: CrashBackoff,
+    pub(super) crashes: CrashBackoff,
     /// Why the start is held up. Not journaled: after a restart of the agent it is simply tried again.
     pub(crate) trouble: Option<Trouble>,
 }
 
-/// A container's states.
+/// A container's states. Serialized without what is in flight.
 ///
 /// ```text
 /// Waiting ──attempt sent──▶ Starting ──started──▶ Running ──exited──▶ Ended
@@ -41,7 +42,7 @@ pub(crate) struct Slot {
 ///    │  └───── never ran ──────┘                                        │
 ///    └──────────────────── restart, after back-off ─────────────────────┘
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum State {
     /// No instance. Its image is fetched and it is started, once its turn and the time have come.
     Waiting(Waiting),
@@ -54,10 +55,11 @@ pub(crate) enum State {
 }
 
 /// Waiting for its turn, its image, or the time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Waiting {
     /// The end of the crash back-off and its length.
     pub(crate) crashed: Option<(Timestamp, Duration)>,
+    #[serde(skip)]
     pub(crate) image: Image,
 }
 
@@ -87,31 +89,34 @@ pub(crate) struct Trouble {
 }
 
 /// An attempt on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Starting {
     pub(crate) attempt: u32,
     /// Sent by this agent, or found by it; else nobody has looked since the agent's start.
+    #[serde(skip)]
     pub(crate) confirmed: bool,
 }
 
 /// A live instance.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
     pub(crate) attempt: u32,
     pub(crate) since: Timestamp,
     /// Seen by this agent; else nobody has looked since the agent's start.
+    #[serde(skip)]
     pub(crate) confirmed: bool,
     pub(crate) post_start: Hook,
     /// The startup probe has passed, and the postStart hook is done.
     pub(crate) started: bool,
     /// It takes requests.
     pub(crate) ready: bool,
+    #[serde(skip)]
     pub(crate) probers: Probers,
     pub(crate) ending: Option<Ending>,
 }
 
 /// A hook of one run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Hook {
     /// To be run.
     Due,
@@ -122,7 +127,7 @@ pub(crate) enum Hook {
 }
 
 /// An instance that is to end.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ending {
     /// By when.
     pub(crate) deadline: Timestamp,
@@ -133,16 +138,17 @@ pub(crate) struct Ending {
 }
 
 /// The stop as it was sent.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Sent {
     deadline: Timestamp,
     at: Timestamp,
     /// By this agent.
+    #[serde(skip)]
     confirmed: bool,
 }
 
 /// A run that is over.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// None: it never ran.
     pub(crate) attempt: Option<u32>,
@@ -293,6 +299,35 @@ impl Slot {
     }
 }
 
+impl State {
+    /// What was in flight when the agent died is not: whether it arrived is for the runner to say.
+    pub(crate) fn forget_what_is_in_flight(&mut self) {
+        match self {
+            Self::Waiting(waiting) => waiting.image = Image::Wanted,
+            Self::Starting(starting) => starting.confirmed = false,
+            Self::Running(running) => {
+                running.confirmed = false;
+                running.post_start.forget_asking();
+                running.probers = Probers::default();
+                if let Some(ending) = &mut running.ending {
+                    ending.pre_stop.forget_asking();
+                    ending.forget_sending();
+                }
+            }
+            Self::Ended(_) => {}
+        }
+    }
+}
+
+impl Hook {
+    /// An answer that went to an agent that is gone never comes.
+    fn forget_asking(&mut self) {
+        if *self == Self::Asked {
+            *self = Self::Due;
+        }
+    }
+}
+
 impl Running {
     /// It is to end by then; of two deadlines the nearer holds.
     pub(crate) fn end(&mut self, spec: &ContainerSpec, deadline: Timestamp, forced: bool) {
@@ -352,7 +387,7 @@ impl Ending {
     }
 
     /// This agent has sent nothing yet.
-    pub(crate) fn forget_sending(&mut self) {
+    fn forget_sending(&mut self) {
         if let Some(sent) = &mut self.sent {
             sent.confirmed = false;
         }

@@ -27,7 +27,7 @@ impl PodLife {
                     match self.stage {
                         Stage::Live => self.record(Fact::SandboxUp { ips }, now),
                         // Nobody needs it any more; it is torn down at once.
-                        _ => self.sandbox = Sandbox::Up,
+                        _ => self.sandbox = Sandbox::Absent { not_before: now },
                     }
                 }
             }

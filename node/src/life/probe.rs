@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The probes of one run of one container.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Probers {
     startup: Prober,
     liveness: Prober,
@@ -21,7 +21,7 @@ pub(crate) struct Probers {
 }
 
 /// One probe: at most one try at a time, a period apart from start to start.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Prober {
     /// When the next try is due; none: after the start's initial delay.
     next: Option<Timestamp>,

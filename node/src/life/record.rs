@@ -100,23 +100,24 @@ impl PodLife {
                     self.stage = Stage::Over { phase, why };
                 }
             }
+            // Parts of one whole, which was settled before it was taken down.
+            Fact::ContainerSoFar { container, so_far } => {
+                if let Some(slot) = self.slot_mut(container) {
+                    so_far.give_to(slot);
+                }
+                return;
+            }
+            Fact::PodSoFar(so_far) => return so_far.give_to(self),
         }
         self.settle(at);
     }
 
-    /// What was in flight when the agent died is not: whether it arrived is for the runner to say.
+    /// The agent died: what it had sent, heard and counted without a fact is gone.
     pub(super) fn forget_what_was_in_flight(&mut self, now: Timestamp) {
         for slot in &mut self.slots {
-            match &mut slot.state {
-                State::Starting(starting) => starting.confirmed = false,
-                State::Running(running) => {
-                    running.confirmed = false;
-                    running.probers = Probers::resumed(&slot.spec, &self.spec.uid, now);
-                    if let Some(ending) = &mut running.ending {
-                        ending.forget_sending();
-                    }
-                }
-                State::Waiting(_) | State::Ended(_) => {}
+            slot.state.forget_what_is_in_flight();
+            if let State::Running(running) = &mut slot.state {
+                running.probers = Probers::resumed(&slot.spec, &self.spec.uid, now);
             }
         }
         self.settle(now);
@@ -124,7 +125,8 @@ impl PodLife {
 
     /// The moves that follow by themselves.
     pub(super) fn settle(&mut self, now: Timestamp) {
-        if !self.initialized {
+        // Once all is over, a container that only counts as ended says nothing of the others' turn.
+        if !self.initialized && matches!(self.stage, Stage::Live | Stage::Ending { .. }) {
             let inits = self.slots.iter().filter(|slot| slot.spec.role != Role::Main);
             self.initialized =
                 self.sandbox == Sandbox::Up && inits.into_iter().all(Slot::lets_the_next_start);

@@ -7,7 +7,10 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::spec::Handler;
+use super::{
+    so_far::{ContainerSoFar, PodSoFar},
+    spec::Handler,
+};
 use crate::name::ContainerName;
 
 /// What happened in the world. Events that speak of an attempt long over, or that answer nothing, change nothing.
@@ -375,6 +378,15 @@ pub enum Fact {
     },
     /// Nothing is left of it.
     TornDown,
+    /// All that the facts before say of one container: they are not needed any more.
+    ContainerSoFar {
+        /// Which container.
+        container: ContainerName,
+        /// What they come to.
+        so_far: Box<ContainerSoFar>,
+    },
+    /// All that the facts before say of the pod beside its containers; after those of all its containers.
+    PodSoFar(Box<PodSoFar>),
 }
 
 /// Why a pod ends.

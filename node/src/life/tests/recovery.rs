@@ -173,3 +173,25 @@ fn a_stop_that_was_told_is_told_again_also_where_the_pods_end_puts_others_first(
 
     assert_eq!(bench.plan_with_deadlines(), ["stop side in 30"]);
 }
+
+#[test]
+fn a_container_that_crashes_for_weeks_has_a_history_as_short_as_one_that_crashed_once() {
+    let mut bench = Bench::running(json!({}), "Always");
+    let mut short = Vec::new();
+    for attempt in 0..5_000 {
+        bench.exited("c", attempt, 7);
+        bench.after_seconds(300).run("c");
+        short.push(serde_json::to_string(&bench.life.so_far()).unwrap().len());
+    }
+    bench.exited("c", 5_000, 7);
+    let (before, state, wait) = (bench.status(), bench.state("c"), bench.wakes_in());
+
+    bench.journal = bench.life.so_far();
+    bench.restart_agent();
+
+    // A number of four digits where there was one of one, and a longer back-off.
+    assert!(short[4_999] <= short[0] + 64, "{} and {}", short[0], short[4_999]);
+    assert_eq!(bench.journal.len(), 2);
+    assert_eq!((bench.status(), bench.state("c"), bench.wakes_in()), (before, state, wait));
+    assert_eq!((bench.container("c").restart_count, wait), (5_000, Some(300)));
+}

@@ -24,6 +24,8 @@ struct World {
     life: PodLife,
     now: Timestamp,
     disk: Vec<Journaled>,
+    /// The same history, shortened now and then.
+    short: Vec<Journaled>,
     /// Actions that have not been answered yet.
     pending: Vec<Action>,
     /// The runner's truth: which attempt of which container runs since when.
@@ -45,6 +47,7 @@ impl World {
             life,
             now,
             disk: Vec::new(),
+            short: Vec::new(),
             pending: Vec::new(),
             running: BTreeMap::new(),
             exits: Vec::new(),
@@ -60,7 +63,7 @@ impl World {
             self.life.observe(event, self.now);
         }
         let actions = self.life.plan(self.now);
-        self.disk.extend(self.life.take_facts());
+        self.journal();
         for action in actions {
             if let Action::Stop { container, attempt, .. } = &action {
                 // A nearer deadline replaces the stop that is out.
@@ -84,12 +87,49 @@ impl World {
             assert!(self.running.is_empty(), "{after:?} while something runs");
         }
         self.check_recovery();
+        self.check_short_history();
+    }
+
+    /// What is new goes to the disk.
+    fn journal(&mut self) {
+        let facts = self.life.take_facts();
+        self.disk.extend(facts.iter().cloned());
+        self.short.extend(facts);
+    }
+
+    fn recovered(&self, history: &[Journaled]) -> PodLife {
+        PodLife::recover(self.pod.clone().into(), history, self.now).expect("it parsed")
+    }
+
+    /// However often a history was shortened, it makes the life that the whole one makes, and a short one of the same length.
+    fn check_short_history(&mut self) {
+        let so_far = self.life.so_far();
+        assert_eq!(so_far.len(), self.life.slots.len() + 1);
+        let text = serde_json::to_string(&so_far).expect("facts are JSON");
+        let read: Vec<Journaled> = serde_json::from_str(&text).expect("and come back");
+        assert_eq!(read, so_far);
+
+        for history in [&read, &self.short] {
+            let (mut whole, mut other) = (self.recovered(&self.disk), self.recovered(history));
+            assert_eq!(other.take_facts(), [], "recovery finds nothing new");
+            assert_eq!(other.so_far(), so_far);
+            assert_eq!(whole.so_far(), so_far);
+            assert_eq!(other.unconfirmed(), whole.unconfirmed());
+            for life in [&mut whole, &mut other] {
+                for (container, attempt) in life.unconfirmed() {
+                    let event = PodEvent::Started { container, attempt, at: self.now };
+                    life.observe(event, self.now);
+                }
+            }
+            assert_eq!(other.status(&[]), whole.status(&[]));
+            assert_eq!(other.plan(self.now), whole.plan(self.now));
+            assert_eq!(other.next_wake(), whole.next_wake());
+        }
     }
 
     /// A life made of the disk alone would decide the same.
     fn check_recovery(&self) {
-        let mut other =
-            PodLife::recover(self.pod.clone().into(), &self.disk, self.now).expect("it parsed");
+        let mut other = self.recovered(&self.disk);
         assert_eq!(other.take_facts(), [], "recovery finds nothing new");
         let beginning = |action: &Action| matches!(action, Action::SetUp | Action::Start { .. });
         if self.life.end_reason().is_some() && self.pending.iter().any(beginning) {
@@ -272,8 +312,7 @@ impl World {
                 _ => {}
             }
         }
-        self.life =
-            PodLife::recover(self.pod.clone().into(), &self.disk, self.now).expect("it parsed");
+        self.life = self.recovered(&self.short);
         if self.life.has_sandbox() && !self.sandbox && !sandbox_asked {
             self.turn(Some(PodEvent::SandboxLost));
         }
@@ -287,7 +326,7 @@ impl World {
                 None => PodEvent::NotSeen { container, attempt },
             };
             self.life.observe(event, self.now);
-            self.disk.extend(self.life.take_facts());
+            self.journal();
         }
         for (container, attempt, code) in std::mem::take(&mut self.exits) {
             let exit = ExitRecord {
@@ -299,7 +338,7 @@ impl World {
             };
             let container = name(&container);
             self.life.observe(PodEvent::Exited { container, attempt, exit }, self.now);
-            self.disk.extend(self.life.take_facts());
+            self.journal();
         }
         self.turn(None);
     }
@@ -322,6 +361,7 @@ impl World {
             }
             13 => self.agent_dies(which, how % 2 == 0),
             14 if which % 4 == 0 => self.runner_dies(),
+            14 if which % 4 == 1 => self.short = self.life.so_far(),
             15 if which % 4 == 0 => {
                 let grace = Some(Duration::from_secs(u64::from(how % 40)));
                 self.turn(Some(PodEvent::DeleteAsked { grace }));
