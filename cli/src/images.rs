@@ -16,6 +16,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::args::Image;
+use crate::ca_folders::ca_folders;
 use crate::docker_config;
 use crate::exit::{BAD_INPUT, NEVER};
 use crate::needs;
@@ -67,7 +68,9 @@ pub(crate) fn load_to_run(data: &Path, file: &Path, name: &str) -> Result<String
 
 fn open(data: &Path) -> Result<Images, Failure> {
     copepod_image::install_tls_provider();
-    Images::open(&data.join("images"), &data.join("code"), ImagesConfig::default())
+    let mut config = ImagesConfig::default();
+    config.pull.ca_folders = ca_folders(&|name| std::env::var(name).ok());
+    Images::open(&data.join("images"), &data.join("code"), config)
         .map_err(|error| (NEVER, with_causes(&error)))
 }
 

@@ -8,6 +8,7 @@
 //! Invariant: only [`out`] prints; what comes from guests and registries is made harmless before a terminal sees it, but logs.
 
 mod args;
+mod ca_folders;
 mod check;
 mod client;
 mod commands;
@@ -73,6 +74,8 @@ fn log(global: &Global, is_agent: bool) {
         (0, true) | (1, false) => "info",
         _ => "debug",
     };
+    // It logs what it returns, and what is returned is told.
+    let level = format!("{level},rustls_platform_verifier=off");
     let filter = EnvFilter::try_from_env("COPEPOD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match global.log_format {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use copepod_agent::{AgentConfig, AgentError, run_agent, with_causes};
 
+use crate::ca_folders::ca_folders;
 use crate::out::Out;
 
 /// The exit code of an agent that found another one at work: sysexits' "try again later".
@@ -34,7 +35,7 @@ pub(crate) fn agent(out: Out, data: PathBuf) -> u8 {
     }
 }
 
-/// The agent's settings: the defaults, and what `COPEPOD_*` variables say otherwise.
+/// The agent's settings: the defaults, what `COPEPOD_*` variables say otherwise, and the folders of the user who starts it.
 fn settings(
     data: PathBuf,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -66,6 +67,7 @@ fn settings(
         });
         config.name_servers = Some(servers.collect::<Result<_, String>>()?);
     }
+    config.ca_folders = ca_folders(variable);
     if let Some(rate) = number("COPEPOD_LOG_BYTES_PER_SECOND")? {
         config.log_bytes_per_second = rate;
     }

@@ -12,5 +12,7 @@ mod volumes;
 mod crash;
 mod upgrade;
 
+mod registry;
+
 mod badinput;
 mod hostile;

@@ -1,15 +1,22 @@
 //! Debian's `docker-registry`, on loopback, with its images in a temporary folder.
 //!
-//! Absent: hostile registries, which are written by the tests that need them.
+//! Absent: hostile registries, which are written by the tests that need them, and certificates, which are made there too.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::http;
+/// How a registry is got into.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// It speaks TLS with this certificate chain and key, in PEM form.
+    pub tls: Option<(String, String)>,
+    /// It asks for a login: the line of an htpasswd file, with bcrypt.
+    pub htpasswd: Option<&'static str>,
+}
 
 /// A registry that runs while this lives.
 pub struct Registry {
@@ -19,22 +26,46 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts `program` on a free port and waits until it answers.
+    /// Starts `program` on a free port, by plain HTTP and for everybody, and waits until it answers.
     ///
     /// # Errors
     /// Where it does not start.
     pub fn start(program: &Path) -> Result<Self> {
+        Self::start_with(program, &Access::default())
+    }
+
+    /// The same with other ways in.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start_with(program: &Path, access: &Access) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         // Free now; the registry fails, and says so, where someone takes it in between.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let config = folder.path().join("config.yml");
-        std::fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
-                folder.path().join("images").display()
-            ),
-        )?;
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).map(|()| path)
+        };
+        let mut config = format!(
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            folder.path().join("images").display()
+        );
+        if let Some((certificate, key)) = &access.tls {
+            let (certificate, key) = (write("tls.crt", certificate)?, write("tls.key", key)?);
+            config.push_str(&format!(
+                "  tls:\n    certificate: {}\n    key: {}\n",
+                certificate.display(),
+                key.display()
+            ));
+        }
+        if let Some(line) = access.htpasswd {
+            let file = write("htpasswd", line)?;
+            config.push_str(&format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                file.display()
+            ));
+        }
+        let config = write("config.yml", &config)?;
         let child = Command::new(program)
             .arg("serve")
             .arg(&config)
@@ -45,7 +76,8 @@ impl Registry {
             .with_context(|| format!("cannot start {}", program.display()))?;
         let mut registry = Self { child, address, _folder: folder };
         let begin = Instant::now();
-        while !http::get(address, "/v2/").is_ok_and(|it| it.status == 200) {
+        // It listens only once it can answer.
+        while TcpStream::connect(address).is_err() {
             if let Some(status) = registry.child.try_wait()? {
                 bail!("docker-registry ended with {status}");
             }

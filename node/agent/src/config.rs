@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use copepod_domain::Cidr;
+use copepod_image::CA_FOLDERS;
 use copepod_shim::engine::Salt;
 
 /// The settings of one agent. `copepod __agent` fills it from its arguments.
@@ -25,6 +26,8 @@ pub struct AgentConfig {
     pub name_servers: Option<Vec<Ipv4Addr>>,
     /// Log bytes per second that a container may write before it waits (DESIGN 6): 1 MiB/s unless set.
     pub log_bytes_per_second: u64,
+    /// Folders with one for each registry that has authorities of its own: [`CA_FOLDERS`] unless set.
+    pub ca_folders: Vec<PathBuf>,
     /// CPU seconds that the compile child may use: 600 unless set.
     pub compile_cpu_seconds: u64,
     /// Bytes of memory that the compile child may use: 4 GiB unless set.
@@ -45,6 +48,7 @@ impl AgentConfig {
             allocatable_cpu_millis: None,
             name_servers: None,
             log_bytes_per_second: 1 << 20,
+            ca_folders: CA_FOLDERS.map(PathBuf::from).into(),
             compile_cpu_seconds: 600,
             compile_memory: 4 << 30,
             engine_salt: None,

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
-use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
+use copepod_image::{CompileLimits, Images, ImagesConfig, PullRules, StoreError};
 use copepod_node::life::{Journaled, PodEvent, PodLife};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -131,6 +131,7 @@ async fn run(
                 memory_bytes: config.compile_memory,
                 ..CompileLimits::default()
             },
+            pull: PullRules { ca_folders: config.ca_folders.clone(), ..PullRules::default() },
             ..ImagesConfig::default()
         },
     )?;

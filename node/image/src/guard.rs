@@ -9,14 +9,17 @@
 use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION};
-use reqwest::{Client, Method, Request, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
+
+use crate::trust::{self, CA_FOLDERS};
 
 /// How long an answer's head may take to come.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,7 +31,8 @@ const MAX_HOPS: usize = 5;
 /// Where the client may go, and how patient it is.
 #[derive(Clone, Debug)]
 pub struct PullRules {
-    /// Hosts (with port where it is not 80) that are asked by plain HTTP. Loopback hosts always are.
+    /// Hosts (with port where it is not 80) that are asked by plain HTTP. Loopback hosts are where they have no folder in
+    /// `ca_folders`.
     pub plain_http: BTreeSet<String>,
     /// Whether images may name a registry on this machine's loopback. On for one machine; off for a cluster's node,
     /// where a pod's author must not reach the node's own services.
@@ -47,8 +51,9 @@ pub struct PullRules {
     pub attempts: u32,
     /// The wait before the second attempt; it doubles from there.
     pub backoff: Duration,
-    /// Certificates in PEM form that are trusted beside the system's.
-    pub extra_roots: Vec<Vec<u8>>,
+    /// Folders that hold one for each registry (`HOST` or `HOST:PORT`), whose `*.crt` files are authorities that are trusted for that
+    /// registry alone, beside the system's. Of several the first holds.
+    pub ca_folders: Vec<PathBuf>,
 }
 
 impl Default for PullRules {
@@ -65,7 +70,7 @@ impl Default for PullRules {
             progress_bytes: 64 << 10,
             attempts: 4,
             backoff: Duration::from_millis(500),
-            extra_roots: Vec::new(),
+            ca_folders: CA_FOLDERS.map(PathBuf::from).into(),
         }
     }
 }
@@ -133,20 +138,53 @@ impl Origin {
     fn is_loopback(&self) -> bool {
         is_loopback_name(&self.host)
     }
+
+    /// As image names have it: with the port where it is not the scheme's own.
+    fn as_registry(&self) -> String {
+        match (self.scheme.as_str(), self.port) {
+            ("https", 443) | ("http", 80) => self.host.clone(),
+            (_, port) => format!("{}:{port}", self.host),
+        }
+    }
 }
 
-/// Two clients, because the loopback one uses no proxy and may meet loopback addresses.
+/// A registry as it is spoken to.
+pub(crate) struct Home {
+    url: Url,
+    origin: Origin,
+    client: Client,
+}
+
+impl Home {
+    /// Its base address, with the scheme that it is spoken to in.
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// What its credentials belong to.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+}
+
+/// Two clients, because the loopback one uses no proxy and may meet loopback addresses. They are made when they are first needed:
+/// that takes the system's certificates, which a machine that pulls nothing need not have.
 pub(crate) struct Guard {
-    outside: Client,
-    inside: Client,
+    outside: OnceLock<Client>,
+    inside: OnceLock<Client>,
     pub(crate) rules: PullRules,
 }
 
 impl Guard {
-    pub(crate) fn new(rules: PullRules) -> Result<Self, String> {
+    pub(crate) fn new(rules: PullRules) -> Self {
         crate::install_tls_provider();
-        let builder = |loopback| {
-            let mut builder = Client::builder()
+        Self { outside: OnceLock::new(), inside: OnceLock::new(), rules }
+    }
+
+    /// A client that trusts these authorities beside the system's.
+    fn new_client(loopback: bool, authorities: &[Certificate]) -> Result<Client, Failure> {
+        let builder = || {
+            let builder = Client::builder()
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .retry(reqwest::retry::never())
@@ -154,34 +192,50 @@ impl Guard {
                 .pool_idle_timeout(Duration::from_secs(30))
                 .user_agent(concat!("copepod/", env!("CARGO_PKG_VERSION")))
                 .dns_resolver(Arc::new(Judge { loopback }));
-            for pem in &rules.extra_roots {
-                let roots = reqwest::Certificate::from_pem_bundle(pem)
-                    .map_err(|e| format!("a certificate in extra_roots cannot be read: {e}"))?;
-                builder = builder.tls_certs_merge(roots);
-            }
-            if loopback { Ok(builder.no_proxy()) } else { Ok::<_, String>(builder) }
+            if loopback { builder.no_proxy() } else { builder }
         };
-        let build = |loopback| {
-            builder(loopback)?.build().map_err(|e| format!("cannot set up TLS: {}", in_words(&e)))
-        };
-        Ok(Self { outside: build(false)?, inside: build(true)?, rules })
+        let with_system = builder().tls_certs_merge(authorities.iter().cloned()).build();
+        with_system
+            // The system has none: plain HTTP does without, and whatever speaks TLS is an authority nobody knows.
+            .or_else(|_| builder().tls_certs_only(authorities.iter().cloned()).build())
+            .map_err(|error| Failure::Blocked(format!("cannot set up TLS: {}", in_words(&error))))
     }
 
-    /// The registry's base, with the scheme that it is spoken to in.
-    pub(crate) fn base(&self, registry: &str) -> Result<Url, Failure> {
+    /// The client for all that is not a registry with authorities of its own.
+    fn client(&self, loopback: bool) -> Result<&Client, Failure> {
+        let client = if loopback { &self.inside } else { &self.outside };
+        match client.get() {
+            Some(client) => Ok(client),
+            None => {
+                let new = Self::new_client(loopback, &[])?;
+                Ok(client.get_or_init(|| new))
+            }
+        }
+    }
+
+    /// How a registry is spoken to, if it is at all.
+    pub(crate) fn home(&self, registry: &str) -> Result<Home, Failure> {
         let parsed = |scheme: &str| {
             Url::parse(&format!("{scheme}://{registry}/")).map_err(|_| {
                 Failure::Blocked(format!("{registry:?} is not a registry's host name"))
             })
         };
         let url = parsed("https")?;
-        let plain = url.host_str().is_some_and(is_loopback_name)
-            || self.rules.plain_http.contains(registry);
+        let loopback = url.host_str().is_some_and(is_loopback_name);
+        let folder = trust::folder(&self.rules.ca_folders, registry);
+        let plain = (loopback && folder.is_none()) || self.rules.plain_http.contains(registry);
         let url = if plain { parsed("http")? } else { url };
         let origin = Origin::of(&url)
             .ok_or_else(|| Failure::Blocked(format!("{registry:?} has no host")))?;
-        self.client_for(&url, &origin)?;
-        Ok(url)
+        self.judge(&url, &origin)?;
+        let client = match folder {
+            Some(folder) => {
+                let authorities = trust::authorities(&folder).map_err(Failure::Blocked)?;
+                Self::new_client(loopback, &authorities)?
+            }
+            None => self.client(loopback)?.clone(),
+        };
+        Ok(Home { url, origin, client })
     }
 
     /// Whether a login for `registry` may be sent to `server`.
@@ -193,8 +247,8 @@ impl Guard {
             || self.rules.login_hosts.contains(&(registry.host.clone(), server.host.clone()))
     }
 
-    /// The client for `url`, if a registry at `registry` may send us there at all.
-    fn client_for(&self, url: &Url, registry: &Origin) -> Result<&Client, Failure> {
+    /// Whether a registry at `registry` may send us to `url` at all; and where that is.
+    fn judge(&self, url: &Url, registry: &Origin) -> Result<Origin, Failure> {
         let shown = shown(url);
         let Some(target) = Origin::of(url) else {
             return Err(Failure::Blocked(format!("{shown} has no host")));
@@ -232,7 +286,7 @@ impl Guard {
             judge(ip, loopback)
                 .map_err(|why| Failure::Blocked(format!("{shown} is not asked: {why}")))?;
         }
-        Ok(if loopback { &self.inside } else { &self.outside })
+        Ok(target)
     }
 
     fn is_plain(&self, origin: &Origin) -> bool {
@@ -244,13 +298,18 @@ impl Guard {
     /// Sends one request. Redirects are followed where `follow` says so, and the Authorization header stays at its own origin.
     pub(crate) async fn send(
         &self,
-        registry: &Origin,
+        home: &Home,
         mut request: Request,
         follow: Follow,
     ) -> Result<Response, Failure> {
         let first = Origin::of(request.url());
         for _ in 0..=MAX_HOPS {
-            let client = self.client_for(request.url(), registry)?;
+            let target = self.judge(request.url(), &home.origin)?;
+            // A registry's own authorities vouch for nobody else.
+            let client = match target == home.origin {
+                true => &home.client,
+                false => self.client(target.is_loopback())?,
+            };
             let next = match follow {
                 Follow::Redirects => request.try_clone(),
                 Follow::Nothing => None,
@@ -265,7 +324,7 @@ impl Guard {
                 })?,
                 None => sending.await,
             }
-            .map_err(|error| failure_of(&error, &shown))?;
+            .map_err(|error| failure_of(&error, &shown, &target))?;
             let (true, Some(mut again)) = (is_redirect(response.status()), next) else {
                 return Ok(response);
             };
@@ -393,7 +452,10 @@ pub(crate) fn shown(url: &Url) -> String {
     text.chars().take(200).collect()
 }
 
-fn failure_of(error: &reqwest::Error, shown: &str) -> Failure {
+fn failure_of(error: &reqwest::Error, shown: &str, target: &Origin) -> Failure {
+    if let Some(why) = trust::in_words(error, shown, &target.as_registry()) {
+        return Failure::Blocked(why);
+    }
     let mut source = error.source();
     while let Some(inner) = source {
         if let Some(blocked) = inner.downcast_ref::<BlockedAddress>() {
@@ -498,7 +560,7 @@ mod tests {
     use super::*;
 
     fn guard(rules: PullRules) -> Guard {
-        Guard::new(rules).expect("a client")
+        Guard::new(PullRules { ca_folders: Vec::new(), ..rules })
     }
 
     #[test]
@@ -540,7 +602,8 @@ mod tests {
             ..PullRules::default()
         });
 
-        let scheme = |registry: &str| guard.base(registry).map(|url| url.scheme().to_owned());
+        let scheme =
+            |registry: &str| guard.home(registry).map(|home| home.url().scheme().to_owned());
 
         assert_eq!(scheme("localhost:5000").as_deref().ok(), Some("http"));
         assert_eq!(scheme("127.0.0.1:5000").as_deref().ok(), Some("http"));
@@ -552,13 +615,29 @@ mod tests {
     }
 
     #[test]
+    fn a_loopback_registry_with_a_folder_of_authorities_is_spoken_to_by_tls() {
+        let folders = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folders.path().join("localhost:5000")).expect("made");
+        let guard = Guard::new(PullRules {
+            ca_folders: vec![folders.path().to_owned()],
+            ..PullRules::default()
+        });
+
+        let scheme =
+            |registry: &str| guard.home(registry).map(|home| home.url().scheme().to_owned());
+
+        assert_eq!(scheme("localhost:5000").as_deref().ok(), Some("https"));
+        assert_eq!(scheme("localhost:5001").as_deref().ok(), Some("http"));
+    }
+
+    #[test]
     fn where_loopback_is_off_no_spelling_of_it_is_asked_p09() {
         let guard = guard(PullRules { loopback: false, ..PullRules::default() });
 
         for registry in
             ["127.0.0.1:10250", "[::1]:10250", "localhost", "127.1:80", "2130706433", "0x7f.1"]
         {
-            assert!(matches!(guard.base(registry), Err(Failure::Blocked(_))), "{registry}");
+            assert!(matches!(guard.home(registry), Err(Failure::Blocked(_))), "{registry}");
         }
     }
 

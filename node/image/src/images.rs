@@ -161,7 +161,7 @@ impl Images {
     /// Opens (or makes) the store at `dir` and the code cache at `code_dir`, and clears what interrupted pulls left.
     ///
     /// # Errors
-    /// The disk's; a certificate that cannot be read.
+    /// The disk's.
     pub fn open(dir: &Path, code_dir: &Path, config: ImagesConfig) -> Result<Self, StoreError> {
         let opening = |path: &Path| {
             let doing = format!("cannot open {}", path.display());
@@ -170,10 +170,7 @@ impl Images {
         let store = Store::open(dir).map_err(opening(dir))?;
         let code = CodeCache::open(code_dir, config.compile, config.code_quota_bytes)
             .map_err(opening(code_dir))?;
-        let guard = Guard::new(config.pull).map_err(|e| StoreError::Io {
-            doing: "cannot make an HTTP client".into(),
-            source: io::Error::other(e),
-        })?;
+        let guard = Guard::new(config.pull);
         Ok(Self(Arc::new(Inner {
             store: Arc::new(store),
             code,

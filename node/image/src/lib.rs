@@ -21,6 +21,7 @@ mod reference;
 mod registry;
 pub mod sizes;
 mod store;
+mod trust;
 mod unpack;
 
 pub use code::{Code, CompileLimits, Compiler, engine_hash, is_engine_hash};
@@ -33,6 +34,7 @@ pub use images::{CollectPolicy, Image, Images, ImagesConfig, Inspected, Listed, 
 pub use progress::{Progress, ProgressFn};
 pub use reference::{InvalidReference, Reference, Version};
 pub use store::Collected;
+pub use trust::CA_FOLDERS;
 
 /// Makes ring the process's one TLS provider. Harmless when called again, or after someone else has chosen.
 pub fn install_tls_provider() {
