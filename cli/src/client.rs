@@ -120,14 +120,15 @@ impl Client {
 
     /// One call with one answer; where the connection breaks, once more with the agent restarted.
     pub(crate) async fn ask(&mut self, call: &Call) -> Result<Reply, ClientError> {
-        let first = match self.connect_if_needed().await {
-            Ok(mut connection) => connection.ask(call).await,
-            Err(error) => Err(error),
-        };
-        match first {
-            Err(error) if error.is_broken() => self.connect_if_needed().await?.ask(call).await,
+        match self.ask_once(call).await {
+            Err(error) if error.is_broken() => self.ask_once(call).await,
             answered => answered,
         }
+    }
+
+    /// One call with one answer. Where the connection breaks, it may or may not have been carried out.
+    pub(crate) async fn ask_once(&mut self, call: &Call) -> Result<Reply, ClientError> {
+        self.connect_if_needed().await?.ask(call).await
     }
 
     async fn try_connect(&self) -> Result<Option<UnixStream>, ClientError> {

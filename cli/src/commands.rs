@@ -286,13 +286,14 @@ fn streams(stdin: bool) -> io::Result<[OwnedFd; 3]> {
 pub(crate) async fn stop(out: Out, client: &mut Client, args: &Stop) -> Result<u8, Failed> {
     let pods: Vec<_> = args.pods.iter().map(|pod| named(pod, &args.namespace)).collect();
     let call = Call::Stop(StopPods { pods: pods.clone(), all: args.all, grace: args.grace });
-    match client.ask(&call).await {
+    match client.ask_once(&call).await {
         Ok(Reply::Done) => {}
         Ok(other) => return Err(odd(&other).into()),
         Err(ClientError::NoAgent(_)) if args.all => {
             out.note("no pods");
             return Ok(0);
         }
+        Err(error) if error.is_broken() => stop_again(client, call, &pods).await?,
         Err(error) => return Err(error.into()),
     }
     for PodName { namespace, name } in &pods {
@@ -302,6 +303,34 @@ pub(crate) async fn stop(out: Out, client: &mut Client, args: &Stop) -> Result<u
         out.line("all pods stopped")?;
     }
     Ok(0)
+}
+
+/// Asks once more for a stop over which the agent went away. It may have done its work before: pods that are gone are stopped.
+async fn stop_again(client: &mut Client, call: Call, pods: &[PodName]) -> Result<(), ClientError> {
+    match client.ask(&call).await {
+        Ok(Reply::Done) => return Ok(()),
+        Ok(other) => return Err(odd(&other)),
+        Err(ClientError::NoAgent(_) | ClientError::Failed(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let Call::Stop(StopPods { all, grace, .. }) = call else { return Ok(()) };
+    let left: Vec<PodName> = list(client)
+        .await?
+        .iter()
+        .filter_map(|view| serde_json::from_str::<Pod>(&view.pod).ok())
+        .map(|pod| PodName {
+            namespace: pod.metadata.namespace.unwrap_or_default(),
+            name: pod.metadata.name.unwrap_or_default(),
+        })
+        .filter(|pod| all || pods.contains(pod))
+        .collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    match client.ask(&Call::Stop(StopPods { pods: left, all, grace })).await? {
+        Reply::Done => Ok(()),
+        other => Err(odd(&other)),
+    }
 }
 
 /// `copepod stats`.

@@ -1,5 +1,7 @@
 //! The agent and the runners are killed as a crash would, at awkward times.
 
+mod steps;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -143,4 +145,30 @@ fn agents_killed_at_random_under_many_pods_restart_no_guest_and_lose_none() {
         assert_eq!(status(&pod, "probe")["restartCount"], 0, "{name}");
         assert_eq!(&told(n), before, "{name}");
     }
+}
+
+#[test]
+fn a_published_port_is_open_again_after_agent_and_runner_were_killed() {
+    let node = Node::new();
+    node.load(&["hello-http"]);
+    let file = node.write(
+        "published.yaml",
+        pod("server", [container("hello", "hello-http")])
+            .with("/spec/restartPolicy", json!("Always"))
+            .to_string(),
+    );
+    // Any free port: it is the same one afterwards.
+    let said = node.run(&["run", "--detach", "--publish", "0:8080", &file]);
+    let address = said.stderr.split(" -> ").next().and_then(|it| it.parse().ok());
+    let address: std::net::SocketAddr = address.unwrap_or_else(|| panic!("{said:?}"));
+    node.wait_ready("server");
+    assert_eq!(http::get(address, "/").expect("an answer").status, 200);
+
+    node.kill_agent();
+    node.runners().into_iter().for_each(host::kill);
+
+    node.wait_for("server", "ready after a restart", |pod| {
+        is_ready(pod) && status(pod, "hello")["restartCount"] == 1
+    });
+    assert_eq!(http::get(address, "/").expect("an answer").status, 200);
 }

@@ -84,7 +84,7 @@ impl Owner {
     fn candidate(
         &mut self,
         mut pod: Pod,
-        publish: Vec<Publish>,
+        mut publish: Vec<Publish>,
         config_maps: &[Arc<ConfigMap>],
         secrets: &[Arc<Secret>],
         run: &RunPods,
@@ -116,13 +116,15 @@ impl Owner {
         })?;
         let mut listeners = Vec::new();
         let mut published = Vec::new();
-        for one in &publish {
+        for one in &mut publish {
             let address = SocketAddr::new(one.host_ip, one.host_port);
             let bound = TcpListener::bind(address)
                 .and_then(|listener| Ok((listener.local_addr()?, listener)))
                 .map_err(|error| {
                     vec![format!("{prefix}--publish {address}: the port cannot be opened: {error}")]
                 })?;
+            // The port that a later agent opens again.
+            one.host_port = bound.0.port();
             published.push((bound.0, one.pod_port));
             listeners.push((bound.1, one.pod_port));
         }

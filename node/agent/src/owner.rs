@@ -326,11 +326,12 @@ impl Owner {
                 self.due.remove(&(at, uid.to_owned()));
             }
             self.names.remove(&entry.world.name());
+            // The logs first: while the pod's own folder is there, the next agent forgets it again.
+            let _ = std::fs::remove_dir_all(&entry.world.logs);
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");
             }
             self.give_back(entry.world.stored.ip);
-            self.performer.forget(&entry.world);
         }
         for stopping in &mut self.stopping {
             stopping.uids.remove(uid);

@@ -660,12 +660,6 @@ impl Performer {
             }
         });
     }
-
-    /// What is left of a pod that was forgotten: its logs.
-    pub(crate) fn forget(self: &Arc<Self>, world: &Arc<World>) {
-        let logs = world.logs.clone();
-        tokio::task::spawn_blocking(move || drop(std::fs::remove_dir_all(logs)));
-    }
 }
 
 struct ImageFailed {

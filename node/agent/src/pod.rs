@@ -236,6 +236,8 @@ impl World {
             let folder = self.logs.join(&id.container);
             message = logs::last_words(&folder, id.attempt).unwrap_or_default();
         }
+        // Also of what a runner tells: it is to be journaled.
+        message.truncate(message.floor_char_boundary(TERMINATION_MESSAGE as usize));
         ExitRecord {
             code: exit.code,
             reason: match exit.reason {

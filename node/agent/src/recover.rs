@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
 use copepod_image::{CompileLimits, Images, ImagesConfig, PullRules, StoreError};
-use copepod_node::life::{Journaled, PodEvent, PodLife};
+use copepod_node::life::{EndReason, Journaled, PodEvent, PodLife};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
@@ -212,8 +212,12 @@ async fn run(
             }
         }
         owner.names.insert(world.name(), uid.clone());
-        owner.pods.insert(uid, Entry::new(life, world));
+        let mut entry = Entry::new(life, world);
+        // Whoever asked for its end has also asked for it to be forgotten.
+        entry.forget = entry.life.end_reason() == Some(EndReason::Deleted);
+        owner.pods.insert(uid, entry);
     }
+    remove_strays(&data, &owner);
     owner.shorten_journal()?;
     let mut touched = BTreeSet::new();
     for (tree, pods) in &alive {
@@ -247,4 +251,21 @@ async fn run(
     // No pod is left that could run: nothing of this agent stays on the host but its data directory.
     host.reset().await?;
     Ok(())
+}
+
+/// Removes what is left of pods that were forgotten, or were never whole on disk, when an agent died: their folders and logs.
+fn remove_strays(data: &Path, owner: &Owner) {
+    let known: BTreeSet<PathBuf> = owner
+        .pods
+        .iter()
+        .flat_map(|(uid, entry)| [data.join("pods").join(uid), entry.world.logs.clone()])
+        .collect();
+    for folder in ["pods", "logs/pods"] {
+        let entries = std::fs::read_dir(data.join(folder)).into_iter().flatten().flatten();
+        for stray in entries.map(|entry| entry.path()).filter(|path| !known.contains(path)) {
+            if let Err(error) = std::fs::remove_dir_all(&stray) {
+                tracing::warn!(path = %stray.display(), %error, "a pod that is gone is left over");
+            }
+        }
+    }
 }

@@ -10,9 +10,10 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use copepod_domain::{BindMount, Domain, HostError, Source};
 use copepod_node::env::{self, ImageConfig};
@@ -88,6 +89,7 @@ pub(crate) async fn set_up(
         .await?;
     set_up_volumes(world, &live.domain, &root, uid).await?;
     live.domain.add_address(world.stored.ip).await?;
+    reopen_published(world, &live).await?;
     let request = Request::CreatePod(pod_sandbox(performer, world));
     live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     publish(world, &live).await?;
@@ -372,9 +374,31 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
     }
 }
 
+/// After a restart of the agent: opens the published ports again. A runner that got them from an earlier agent gives them up with
+/// the pod, of which nothing has run yet where it is set up.
+async fn reopen_published(world: &World, live: &Live) -> Result<(), SetUpFailed> {
+    let published = &world.stored.publish;
+    let is_open = !world.listeners.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+    if is_open || published.is_empty() {
+        return Ok(());
+    }
+    let removed = live.runner.ask(Request::RemovePod { pod: world.uid.clone() }).await;
+    removed.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    let mut opened = Vec::new();
+    for one in published {
+        let address = SocketAddr::new(one.host_ip, one.host_port);
+        let listener = TcpListener::bind(address).map_err(|error| {
+            SetUpFailed::sandbox(format!("port {address} cannot be published again: {error}"))
+        })?;
+        opened.push((listener, one.pod_port));
+    }
+    *world.listeners.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+    Ok(())
+}
+
 async fn publish(world: &World, live: &Live) -> Result<(), SetUpFailed> {
     let listeners = {
-        let held = world.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let held = world.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let cloned: io::Result<Vec<_>> =
             held.iter().map(|(listener, port)| Ok((listener.try_clone()?, *port))).collect();
         cloned.map_err(SetUpFailed::sandbox)?
