@@ -83,8 +83,10 @@ impl Followed {
 
 /// What the loop wakes on.
 enum Heard {
-    /// The pods as they are now.
+    /// All pods that are there, as they are now.
     Pods(Vec<PodView>),
+    /// Those that have changed.
+    Changed(Vec<PodView>),
     /// A piece of the log of a pod's container.
     Log(usize, String, LogPiece),
     /// A log is at its end.
@@ -177,6 +179,11 @@ impl Run {
         match heard {
             Heard::Pods(views) => {
                 self.look_at(&views);
+                self.miss(&views);
+                None
+            }
+            Heard::Changed(views) => {
+                self.look_at(&views);
                 None
             }
             Heard::Log(pod, container, piece) => {
@@ -230,22 +237,25 @@ impl Run {
                 never = Some(format!("{namespace}/{name} can never run here: {}", harmless(why)));
             }
         }
-        let here: HashSet<_> = views
-            .iter()
-            .filter_map(|view| serde_json::from_str::<Pod>(&view.pod).ok()?.metadata.uid)
-            .collect();
-        for pod in self.pods.iter_mut().filter(|pod| pod.was_seen && !here.contains(&pod.uid)) {
-            // Forgotten by somebody else's `copepod stop`.
-            if pod.end.is_none() {
-                pod.end = Some(exit::outcome(&pod.pod));
-                pod.over.send_replace(true);
-            }
-        }
         if let Some(why) = never
             && self.aim == Aim::Finish
         {
             self.out.error(&why);
             self.stop(exit::NEVER, None);
+        }
+    }
+
+    /// What was there and is not among all pods was forgotten by somebody else's `copepod stop`.
+    fn miss(&mut self, all: &[PodView]) {
+        let here: HashSet<_> = all
+            .iter()
+            .filter_map(|view| serde_json::from_str::<Pod>(&view.pod).ok()?.metadata.uid)
+            .collect();
+        for pod in self.pods.iter_mut().filter(|pod| pod.was_seen && !here.contains(&pod.uid)) {
+            if pod.end.is_none() {
+                pod.end = Some(exit::outcome(&pod.pod));
+                pod.over.send_replace(true);
+            }
         }
     }
 
@@ -455,15 +465,18 @@ async fn stop_pods(client: &Mutex<Client>, stop: StopPods) -> Result<(), ClientE
 async fn watch_pods(client: Arc<Mutex<Client>>, uids: Vec<String>, heard: mpsc::Sender<Heard>) {
     let call = Call::Watch { uids };
     loop {
+        // An agent tells first of all of them, then of each that changes.
+        let mut told: fn(Vec<PodView>) -> Heard = Heard::Pods;
         let connection = client.lock().await.connect().await;
         let error = match connection {
             Ok(mut connection) => match connection.call(&call, &[]).await {
                 Ok(()) => loop {
                     match connection.next().await {
                         Ok(Reply::Pods(pods)) => {
-                            if heard.send(Heard::Pods(pods)).await.is_err() {
+                            if heard.send(told(pods)).await.is_err() {
                                 return;
                             }
+                            told = Heard::Changed;
                         }
                         Ok(_) => {}
                         Err(error) => break error,

@@ -187,6 +187,10 @@ fn two_data_directories_live_side_by_side() {
     let (here, there) = (one.address("hello-http", 8080), other.address("hello-http", 8080));
 
     assert_ne!(here.ip(), there.ip());
+    let neighbour = other.agent();
+    one.kill_agent();
+    one.wait_ready("hello-http");
+    assert_eq!(other.agent(), neighbour, "an agent died of its neighbour's end");
     assert_eq!(one.stop_all(), Vec::<String>::new());
 
     // The stopped one is not asked: its address is no pod's any more, and is routed to the outside.

@@ -3,6 +3,7 @@
 //! In the order in which to read them. Absent: a cluster.
 
 mod basic;
+mod command_line;
 mod programs;
 
 mod exits;

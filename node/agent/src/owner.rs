@@ -298,8 +298,9 @@ impl Owner {
             }
         }
         for uid in changed {
-            self.forget_if_done(&uid);
+            // First, so that whoever follows a pod hears of its end before it is forgotten.
             self.tell(&uid);
+            self.forget_if_done(&uid);
         }
         if self.journal.is_long() {
             self.shorten_journal()?;
