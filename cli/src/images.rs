@@ -16,11 +16,11 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::args::Image;
-use crate::ca_folders::ca_folders;
 use crate::docker_config;
 use crate::exit::{BAD_INPUT, NEVER};
 use crate::needs;
 use crate::out::{Out, harmless, table};
+use crate::pull_settings::pull_rules;
 use crate::show::age;
 
 /// The registry part of images that `copepod run app.wasm` makes: no such host exists, so that nothing is ever asked there.
@@ -69,7 +69,7 @@ pub(crate) fn load_to_run(data: &Path, file: &Path, name: &str) -> Result<String
 fn open(data: &Path) -> Result<Images, Failure> {
     copepod_image::install_tls_provider();
     let mut config = ImagesConfig::default();
-    config.pull.ca_folders = ca_folders(&|name| std::env::var(name).ok());
+    config.pull = pull_rules(&|name| std::env::var(name).ok()).map_err(|why| (BAD_INPUT, why))?;
     Images::open(&data.join("images"), &data.join("code"), config)
         .map_err(|error| (NEVER, with_causes(&error)))
 }

@@ -8,7 +8,6 @@
 //! Invariant: only [`out`] prints; what comes from guests and registries is made harmless before a terminal sees it, but logs.
 
 mod args;
-mod ca_folders;
 mod check;
 mod client;
 mod commands;
@@ -22,6 +21,7 @@ mod manifest;
 mod needs;
 mod out;
 mod publish;
+mod pull_settings;
 mod references;
 mod run;
 mod serve;

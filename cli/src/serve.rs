@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use copepod_agent::{AgentConfig, AgentError, run_agent, with_causes};
 
-use crate::ca_folders::ca_folders;
 use crate::out::Out;
+use crate::pull_settings::pull_rules;
 
 /// The exit code of an agent that found another one at work: sysexits' "try again later".
 pub(crate) const TAKEN: u8 = 75;
@@ -67,12 +67,15 @@ fn settings(
         });
         config.name_servers = Some(servers.collect::<Result<_, String>>()?);
     }
-    config.ca_folders = ca_folders(variable);
+    config.pull = pull_rules(variable)?;
     if let Some(rate) = number("COPEPOD_LOG_BYTES_PER_SECOND")? {
         config.log_bytes_per_second = rate;
     }
     if let Some(seconds) = number("COPEPOD_COMPILE_CPU_SECONDS")? {
         config.compile_cpu_seconds = seconds;
+    }
+    if let Some(seconds) = number("COPEPOD_COMPILE_WALL_SECONDS")? {
+        config.compile_wall_seconds = seconds;
     }
     if let Some(bytes) = number("COPEPOD_COMPILE_MEMORY")? {
         config.compile_memory = bytes;

@@ -171,6 +171,55 @@ fn a_damaged_code_cache_is_compiled_again() {
 }
 
 #[test]
+fn an_import_that_nobody_provides_and_a_library_are_refused_by_what_they_miss() {
+    let node = Node::new();
+    let table = [
+        (r#"(module (import "env" "magic" (func)) (func (export "_start")))"#, "magic"),
+        (r#"(module (func (export "add")))"#, "_start"),
+    ];
+
+    for (text, word) in table {
+        let file = node.write("app.wasm", wat::parse_str(text).expect("right"));
+        fails(&node.run(&["run", &file]), 125, &[word]);
+    }
+}
+
+#[test]
+fn a_module_that_needs_more_than_a_compilation_may_use_is_refused_with_the_setting() {
+    let node = Node::new();
+    node.load(&["probe"]);
+    let file = node.write("run.yaml", pod("dear", [probe(&["exit 0"])]).to_string());
+    let mut command = node.copepod(&["run", &file]);
+
+    let ended: Ended = command
+        .env("COPEPOD_COMPILE_WALL_SECONDS", "0")
+        .output()
+        .expect("the built program starts")
+        .into();
+
+    fails(&ended, 125, &["raise COPEPOD_COMPILE_WALL_SECONDS"]);
+}
+
+#[test]
+fn a_layer_above_its_limit_is_refused_with_the_setting() {
+    let (node, elsewhere) = (Node::new(), Node::new());
+    let registry =
+        copepod_tests::registry::Registry::start(&node.built().registry).expect("it starts");
+    let name = format!("{}/batch:1", registry.address());
+    elsewhere.load_file(&node.built().guest("batch"), &name);
+    elsewhere.ok(&["image", "push", &name]);
+    let mut command = node.copepod(&["image", "pull", &name]);
+
+    let ended: Ended = command
+        .env("COPEPOD_MAX_LAYER_BYTES", "1000")
+        .output()
+        .expect("the built program starts")
+        .into();
+
+    fails(&ended, 1, &["COPEPOD_MAX_LAYER_BYTES"]);
+}
+
+#[test]
 fn a_user_who_is_not_root_is_told_what_needs_root() {
     use std::os::unix::process::CommandExt;
     let node = Node::new();

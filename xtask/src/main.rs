@@ -41,6 +41,9 @@ enum Task {
     Test {
         /// Only this: fmt, clippy, unit, e2e, or a part of an end-to-end test's name.
         only: Option<String>,
+        /// Also the tests that take minutes.
+        #[arg(long)]
+        long: bool,
     },
     /// Figures of ours beside those of peers, taken in turn in one run. Needs root.
     Bench {
@@ -100,7 +103,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Guests => println!("{}", guests::build(&cache)?.display()),
         Task::Demo => demo::run(&cache)?,
-        Task::Test { only } => return test::run(&cache, only.as_deref()),
+        Task::Test { only, long } => return test::run(&cache, only.as_deref(), long),
         Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
         Task::Time { count, command } => bench::print_times(count, &command)?,
         Task::Debian { package, program } => {

@@ -26,10 +26,11 @@ struct Tally {
     failed: Vec<String>,
 }
 
-pub(crate) fn run(cache: &Cache, only: Option<&str>) -> Result<ExitCode> {
+/// Runs all tests, or `only` these; the `long` ones too, which are ignored otherwise.
+pub(crate) fn run(cache: &Cache, only: Option<&str>, long: bool) -> Result<ExitCode> {
     let begin = Instant::now();
     let mut tally = Tally::default();
-    if let Err(error) = tally.all(cache, only) {
+    if let Err(error) = tally.all(cache, only, long) {
         eprintln!("error: {error:#}");
         tally.failed.push(format!("set-up: {error:#}"));
     }
@@ -72,7 +73,8 @@ fn runner_group() -> Vec<String> {
 }
 
 impl Tally {
-    fn all(&mut self, cache: &Cache, only: Option<&str>) -> Result<()> {
+    fn all(&mut self, cache: &Cache, only: Option<&str>, long: bool) -> Result<()> {
+        let ignored = long.then_some("--include-ignored");
         let asked = |name: &str| only.is_none_or(|only| only == name);
         let target = cache.target();
         if asked("fmt") {
@@ -107,7 +109,7 @@ impl Tally {
             };
             let mut group = default_group();
             group.extend(["--exclude".to_owned(), END_TO_END.to_owned()]);
-            self.tests("unit tests", &mut unit(group))?;
+            self.tests("unit tests", unit(group).arg("--").args(ignored))?;
             // Those that need guests are ignored where nobody brings them.
             let mut runner = unit(runner_group());
             runner.args(["--", "--include-ignored"]);
@@ -121,7 +123,7 @@ impl Tally {
         if let Some(filter) = end_to_end {
             let mut command = end_to_end_tests(cache)?;
             // Each test has a data directory, namespaces and processes of its own: two at a time on two cores.
-            command.args(["--", "--test-threads", "2", filter]);
+            command.args(["--", "--test-threads", "2", filter]).args(ignored);
             self.tests("end-to-end tests", &mut command)?;
         }
         Ok(())

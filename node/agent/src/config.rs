@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use copepod_domain::Cidr;
-use copepod_image::CA_FOLDERS;
+use copepod_image::PullRules;
 use copepod_shim::engine::Salt;
 
 /// The settings of one agent. `copepod __agent` fills it from its arguments.
@@ -26,10 +26,12 @@ pub struct AgentConfig {
     pub name_servers: Option<Vec<Ipv4Addr>>,
     /// Log bytes per second that a container may write before it waits (DESIGN 6): 1 MiB/s unless set.
     pub log_bytes_per_second: u64,
-    /// Folders with one for each registry that has authorities of its own: [`CA_FOLDERS`] unless set.
-    pub ca_folders: Vec<PathBuf>,
+    /// Where pulls may go, and how large they may be.
+    pub pull: PullRules,
     /// CPU seconds that the compile child may use: 600 unless set.
     pub compile_cpu_seconds: u64,
+    /// Seconds on the clock that a compilation may take: 1,800 unless set.
+    pub compile_wall_seconds: u64,
     /// Bytes of memory that the compile child may use: 4 GiB unless set.
     pub compile_memory: u64,
     /// Makes this agent one of another generation, whose engine no other's code fits: for tests of upgrades.
@@ -48,8 +50,9 @@ impl AgentConfig {
             allocatable_cpu_millis: None,
             name_servers: None,
             log_bytes_per_second: 1 << 20,
-            ca_folders: CA_FOLDERS.map(PathBuf::from).into(),
+            pull: PullRules::default(),
             compile_cpu_seconds: 600,
+            compile_wall_seconds: 1800,
             compile_memory: 4 << 30,
             engine_salt: None,
         }

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
-use copepod_image::{CompileLimits, Images, ImagesConfig, PullRules, StoreError};
+use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
 use copepod_node::life::{EndReason, Journaled, PodEvent, PodLife};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -129,9 +129,10 @@ async fn run(
             compile: CompileLimits {
                 cpu_seconds: config.compile_cpu_seconds,
                 memory_bytes: config.compile_memory,
+                wall: Duration::from_secs(config.compile_wall_seconds),
                 ..CompileLimits::default()
             },
-            pull: PullRules { ca_folders: config.ca_folders.clone(), ..PullRules::default() },
+            pull: config.pull.clone(),
             ..ImagesConfig::default()
         },
     )?;

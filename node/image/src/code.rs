@@ -63,13 +63,13 @@ impl Compiler {
 /// What one compilation may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileLimits {
-    /// CPU time of all its threads: `compile.cpuSeconds`. A module of 70 MB takes about five minutes.
+    /// CPU time of all its threads: COPEPOD_COMPILE_CPU_SECONDS. A module of 70 MB takes about five minutes.
     pub cpu_seconds: u64,
-    /// Address space: `compile.memoryBytes`.
+    /// Address space: COPEPOD_COMPILE_MEMORY.
     pub memory_bytes: u64,
-    /// Time on the clock: `compile.wallSeconds`, for a machine that is busy with other things.
+    /// Time on the clock: COPEPOD_COMPILE_WALL_SECONDS, for a machine that is busy with other things.
     pub wall: Duration,
-    /// Threads: `compile.threads`. The machine's cores by default.
+    /// Threads. The machine's cores by default.
     pub threads: usize,
 }
 
@@ -388,7 +388,7 @@ impl CodeCache {
             Err(_) => {
                 child.kill().await.map_err(cannot("end the compiler"))?;
                 return Err(CompileError::Limit(format!(
-                    "compiling needs more than {} minutes: raise `compile.wallSeconds` (now {}), or make the module smaller",
+                    "compiling needs more than {} minutes: raise COPEPOD_COMPILE_WALL_SECONDS (now {}), or make the module smaller",
                     limits.wall.as_secs().div_ceil(60),
                     limits.wall.as_secs()
                 )));
@@ -420,11 +420,11 @@ impl CodeCache {
         Err(match (status.signal(), status.code()) {
             (Some(libc::SIGXCPU), _) => CompileError::Limit(cpu_limit(limits)),
             (Some(libc::SIGKILL), _) => CompileError::Limit(format!(
-                "the compiler was killed, by the CPU limit or by a machine out of memory: raise `compile.cpuSeconds` (now {}), or give the machine more memory",
+                "the compiler was killed, by the CPU limit or by a machine out of memory: raise COPEPOD_COMPILE_CPU_SECONDS (now {}), or give the machine more memory",
                 limits.cpu_seconds
             )),
             _ if out_of_memory => CompileError::Limit(format!(
-                "compiling needs more than {} of memory: raise `compile.memoryBytes` (now {}), or make the module smaller",
+                "compiling needs more than {} of memory: raise COPEPOD_COMPILE_MEMORY (now {}), or make the module smaller",
                 sizes::shown(limits.memory_bytes),
                 limits.memory_bytes
             )),
@@ -517,7 +517,7 @@ fn cpu_limit(limits: &CompileLimits) -> String {
         seconds => format!("{seconds} CPU seconds"),
     };
     format!(
-        "compiling needs more than {time}: raise `compile.cpuSeconds` (now {}), or make the module smaller",
+        "compiling needs more than {time}: raise COPEPOD_COMPILE_CPU_SECONDS (now {}), or make the module smaller",
         limits.cpu_seconds
     )
 }

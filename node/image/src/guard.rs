@@ -275,7 +275,7 @@ impl Guard {
             "http" if target == *registry && self.is_plain(&target) => {}
             "http" => {
                 return Err(Failure::Blocked(format!(
-                    "{shown} is plain HTTP, which is only spoken to hosts in `plain_http`"
+                    "{shown} is plain HTTP, which is only spoken to a registry on this machine's loopback"
                 )));
             }
             _ => return Err(Failure::Blocked(format!("{shown} is neither http nor https"))),

@@ -328,7 +328,7 @@ impl Images {
             .map_err(reading)?;
         if wasm.len() as u64 > limit {
             return Err(reading(io::Error::other(format!(
-                "it has more than {} (`image.maxLayerBytes`)",
+                "it has more than {} (COPEPOD_MAX_LAYER_BYTES)",
                 crate::sizes::shown(limit)
             ))));
         }

@@ -163,7 +163,7 @@ impl Pull<'_> {
         for layer in &wanted {
             if layer.size > rules.max_layer_bytes {
                 return Err(Failure::Unusable(format!(
-                    "layer {} has {}, more than the limit of {} (`image.maxLayerBytes`)",
+                    "layer {} has {}, more than the limit of {} (COPEPOD_MAX_LAYER_BYTES)",
                     layer.digest,
                     sizes::shown(layer.size),
                     sizes::shown(rules.max_layer_bytes)
@@ -173,7 +173,7 @@ impl Pull<'_> {
         }
         if total > rules.max_image_bytes {
             return Err(Failure::Unusable(format!(
-                "its layers have {} together, more than the limit of {} (`image.maxImageBytes`)",
+                "its layers have {} together, more than the limit of {} (COPEPOD_MAX_IMAGE_BYTES)",
                 sizes::shown(total),
                 sizes::shown(rules.max_image_bytes)
             )));

@@ -223,7 +223,7 @@ fn scan(
                     let size = entry.size();
                     if size > rules.max_layer_bytes {
                         return Err(Failure::Unusable(format!(
-                            "its program has {}, more than the limit of {} (`image.maxLayerBytes`)",
+                            "its program has {}, more than the limit of {} (COPEPOD_MAX_LAYER_BYTES)",
                             sizes::shown(size),
                             sizes::shown(rules.max_layer_bytes)
                         )));

@@ -160,7 +160,7 @@ async fn code_with(
     assert_eq!(fs::read_dir(fixture.folder.path().join("code/tmp")).expect("a folder").count(), 0);
     // The agent's side is unharmed: the next module compiles.
     let small = load(&fixture, &program("after the bomb"));
-    if !matches!(error, CompileError::Limit(ref text) if text.contains("wallSeconds") || text.contains("memoryBytes"))
+    if !matches!(error, CompileError::Limit(ref text) if text.contains("WALL_SECONDS") || text.contains("COMPILE_MEMORY"))
     {
         fixture.images.code(&small, &compiler(None), &|_| {}).await.expect("compiled");
     }
@@ -176,7 +176,7 @@ async fn w10_a_compile_bomb_ends_at_the_cpu_limit_and_the_message_names_the_sett
     assert!(
         error
             .to_string()
-            .contains("needs more than 1 CPU seconds: raise `compile.cpuSeconds` (now 1)"),
+            .contains("needs more than 1 CPU seconds: raise COPEPOD_COMPILE_CPU_SECONDS (now 1)"),
         "{error}"
     );
     assert_eq!(error.retry(), Retry::WhenChanged);
@@ -195,7 +195,7 @@ async fn w10_a_compile_bomb_ends_at_the_memory_limit_and_the_message_names_the_s
     )
     .await;
 
-    assert!(error.to_string().contains("raise `compile.memoryBytes` (now 314572800)"), "{error}");
+    assert!(error.to_string().contains("raise COPEPOD_COMPILE_MEMORY (now 314572800)"), "{error}");
 }
 
 #[tokio::test]
@@ -211,8 +211,21 @@ async fn w10_a_compile_bomb_ends_at_the_wall_and_leaves_no_process() {
     )
     .await;
 
-    assert!(error.to_string().contains("raise `compile.wallSeconds`"), "{error}");
+    assert!(error.to_string().contains("raise COPEPOD_COMPILE_WALL_SECONDS"), "{error}");
     assert_eq!(children(501), Vec::<u32>::new());
+}
+
+#[tokio::test]
+#[ignore = "takes minutes of CPU: cargo xtask test --long unit"]
+async fn a_module_of_70_mb_compiles_within_the_default_limits() {
+    let wasm = large(28_000, 250);
+    assert!(wasm.len() > 70_000_000, "{}", wasm.len());
+    let fixture = Fixture::new();
+    let image = load(&fixture, &wasm);
+
+    let code = fixture.images.code(&image, &|_| {}).await.expect("compiled");
+
+    assert!(code.bytes > 70_000_000, "{}", code.bytes);
 }
 
 /// The compile children of this process with this CPU limit, which tells the tests' children apart.

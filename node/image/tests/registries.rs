@@ -279,7 +279,7 @@ async fn a_layer_of_ten_gigabytes_by_its_descriptor_is_refused_before_it_is_fetc
     assert!(
         error
             .to_string()
-            .contains("10 GiB, more than the limit of 512 MiB (`image.maxLayerBytes`)"),
+            .contains("10 GiB, more than the limit of 512 MiB (COPEPOD_MAX_LAYER_BYTES)"),
         "{error}"
     );
     assert_eq!(error.retry(), Retry::WhenChanged);

@@ -161,7 +161,7 @@ impl Session<'_> {
             if let Some(login @ Login::Basic { .. }) = self.login {
                 if !self.guard.may_log_in_at(self.home.origin(), server) {
                     return Err(Failure::Blocked(format!(
-                        "registry {} wants its login to be sent to {}, another host: where that is right, add the pair to `loginHosts`",
+                        "registry {} wants its login to be sent to {}, another host: where that is right, add the pair to COPEPOD_LOGIN_HOSTS",
                         self.registry,
                         shown(url)
                     )));
