@@ -1,12 +1,14 @@
 //! Registries as companies have them: TLS with a certificate of their own authority, and logins.
 //!
-//! The registry is Debian's `docker-registry` on loopback. Absent: registries that lie, which are among the hostile cases.
+//! Beneath: [`tokens`], a login server. The registry is Debian's `docker-registry` on loopback. Absent: registries that lie, which are among the hostile cases.
+
+mod tokens;
 
 use std::path::PathBuf;
 
 use copepod_tests::manifest::{With, container, pod, probe};
 use copepod_tests::node::{Ended, Node};
-use copepod_tests::registry::{Access, Registry};
+use copepod_tests::registry::{Access, Logins, Registry};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use serde_json::json;
 
@@ -55,8 +57,8 @@ impl Setting {
     }
 
     /// Of TLS, with a certificate for `localhost` of this authority.
-    fn tls(authority: &Authority, htpasswd: Option<&'static str>) -> Self {
-        Self::new(&Access { tls: Some(authority.sign("localhost", |_| ())), htpasswd })
+    fn tls(authority: &Authority, logins: Logins) -> Self {
+        Self::new(&Access { tls: Some(authority.sign("localhost", |_| ())), logins })
     }
 
     /// The registry's folder in the user's configuration, made where it is not there.
@@ -95,6 +97,10 @@ impl Setting {
         self.node.ok(&["image", "rm", &image]);
     }
 
+    fn log_in(&self, password: &str) {
+        succeeds(&self.run(&["image", "login", &self.host, "-u", "me", "-p", password]));
+    }
+
     fn pull(&self) -> Ended {
         self.run(&["image", "pull", &self.image("batch")])
     }
@@ -114,7 +120,7 @@ fn fails(ended: &Ended, words: &[&str]) {
 #[test]
 fn a_pod_s_image_comes_from_a_tls_registry_whose_authority_is_in_the_registry_s_folder() {
     let authority = Authority::new();
-    let setting = Setting::tls(&authority, None);
+    let setting = Setting::tls(&authority, Logins::None);
     setting.trust(&authority);
     setting.push("probe", &[]);
     let asks = probe(&["print it ran"]).with("/image", json!(setting.image("probe")));
@@ -129,7 +135,7 @@ fn a_pod_s_image_comes_from_a_tls_registry_whose_authority_is_in_the_registry_s_
 #[test]
 fn an_authority_in_ssl_cert_file_is_one_of_the_system_s() {
     let authority = Authority::new();
-    let setting = Setting::tls(&authority, None);
+    let setting = Setting::tls(&authority, Logins::None);
     // Without it a registry on loopback is asked by plain HTTP.
     setting.folder();
     let file = setting.node.write("authority.pem", &authority.certificate);
@@ -160,7 +166,7 @@ fn a_certificate_that_cannot_be_trusted_is_refused_with_what_to_do() {
     ];
 
     for (certificate, words) in table {
-        let setting = Setting::new(&Access { tls: Some(certificate), htpasswd: None });
+        let setting = Setting::new(&Access { tls: Some(certificate), ..Access::default() });
         setting.trust(&authority);
 
         fails(&setting.pull(), &[words, &setting.host]);
@@ -170,7 +176,8 @@ fn a_certificate_that_cannot_be_trusted_is_refused_with_what_to_do() {
 #[test]
 fn an_authority_of_one_registry_vouches_for_no_other() {
     let authority = Authority::new();
-    let (one, other) = (Setting::tls(&authority, None), Setting::tls(&authority, None));
+    let (one, other) =
+        (Setting::tls(&authority, Logins::None), Setting::tls(&authority, Logins::None));
     one.trust(&authority);
     other.folder();
     one.push("batch", &[]);
@@ -181,7 +188,7 @@ fn an_authority_of_one_registry_vouches_for_no_other() {
 
 #[test]
 fn a_tls_registry_on_loopback_without_a_folder_is_told_as_what_it_is() {
-    let setting = Setting::tls(&Authority::new(), None);
+    let setting = Setting::tls(&Authority::new(), Logins::None);
 
     fails(&setting.pull(), &["speaks TLS", "certs.d", &setting.host]);
 }
@@ -202,16 +209,12 @@ fn plain_http_is_not_spoken_to_a_registry_that_is_not_on_loopback() {
 #[test]
 fn a_registry_with_logins_is_open_to_the_right_one_by_docker_s_file_and_by_a_pull_secret() {
     let authority = Authority::new();
-    let setting = Setting::tls(&authority, Some(LOGIN));
+    let setting = Setting::tls(&authority, Logins::Htpasswd(LOGIN));
     setting.trust(&authority);
-    let log_in = |password: &str| {
-        succeeds(&setting.run(&["image", "login", &setting.host, "-u", "me", "-p", password]));
-    };
-
     fails(&setting.pull(), &["asks for a login"]);
-    log_in("hunter3");
+    setting.log_in("hunter3");
     fails(&setting.pull(), &["refuses", "login given"]);
-    log_in("hunter2");
+    setting.log_in("hunter2");
     setting.push("batch", &[]);
     succeeds(&setting.pull());
 
@@ -233,4 +236,26 @@ fn a_registry_with_logins_is_open_to_the_right_one_by_docker_s_file_and_by_a_pul
 
     succeeds(&ended);
     assert!(ended.stdout.contains("25 primes below 100"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_registry_s_login_server_gives_a_token_for_the_login_that_may_be_sent_to_it() {
+    let authority = Authority::new();
+    let server = tokens::Server::start(&authority, "me", "hunter2");
+    let logins = Logins::Token { realm: server.realm(), authority: authority.certificate.clone() };
+    let setting = Setting::tls(&authority, logins);
+    setting.trust(&authority);
+    // Another port of the loopback may be another user's program.
+    let allowed = [("COPEPOD_LOGIN_HOSTS", "localhost=localhost")];
+    let image = setting.image("batch");
+    let pull = || setting.run_with(&["image", "pull", &image], &allowed);
+
+    fails(&pull(), &["refuses", "without a login"]);
+    setting.log_in("hunter3");
+    fails(&pull(), &["login server", "refuses the login"]);
+    setting.log_in("hunter2");
+    fails(&setting.pull(), &["wants its login to be sent", "COPEPOD_LOGIN_HOSTS"]);
+    setting.push("batch", &allowed);
+
+    succeeds(&pull());
 }

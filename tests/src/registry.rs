@@ -14,8 +14,25 @@ use anyhow::{Context, Result, bail};
 pub struct Access {
     /// It speaks TLS with this certificate chain and key, in PEM form.
     pub tls: Option<(String, String)>,
-    /// It asks for a login: the line of an htpasswd file, with bcrypt.
-    pub htpasswd: Option<&'static str>,
+    /// Who is let in.
+    pub logins: Logins,
+}
+
+/// Whom a registry lets in.
+#[derive(Clone, Debug, Default)]
+pub enum Logins {
+    /// Everybody.
+    #[default]
+    None,
+    /// Who is in this line of an htpasswd file, with bcrypt.
+    Htpasswd(&'static str),
+    /// Who brings a token of the server at `realm`, for the service `test` and by the issuer `test`.
+    Token {
+        /// The server's address.
+        realm: String,
+        /// The authority, in PEM form, of the certificate that signs the tokens.
+        authority: String,
+    },
 }
 
 /// A registry that runs while this lives.
@@ -58,12 +75,16 @@ impl Registry {
                 key.display()
             ));
         }
-        if let Some(line) = access.htpasswd {
-            let file = write("htpasswd", line)?;
-            config.push_str(&format!(
+        match &access.logins {
+            Logins::None => {}
+            Logins::Htpasswd(line) => config.push_str(&format!(
                 "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-                file.display()
-            ));
+                write("htpasswd", line)?.display()
+            )),
+            Logins::Token { realm, authority } => config.push_str(&format!(
+                "auth:\n  token:\n    realm: {realm}\n    service: test\n    issuer: test\n    rootcertbundle: {}\n",
+                write("tokens.crt", authority)?.display()
+            )),
         }
         let config = write("config.yml", &config)?;
         let child = Command::new(program)
