@@ -223,7 +223,7 @@ async fn a_module_of_70_mb_compiles_within_the_default_limits() {
     let fixture = Fixture::new();
     let image = load(&fixture, &wasm);
 
-    let code = fixture.images.code(&image, &|_| {}).await.expect("compiled");
+    let code = fixture.images.code(&image, &compiler(None), &|_| {}).await.expect("compiled");
 
     assert!(code.bytes > 70_000_000, "{}", code.bytes);
 }
