@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use copepod_shim::destination;
 use copepod_shim::protocol::PodSandbox;
 
 /// The address in the runner's own loopback network from which [`crate::PodNet::dial`] connects. No guest can have it: a
@@ -249,48 +250,16 @@ impl Rules {
         if self.denied.contains(&ip) {
             return false;
         }
-        match ip {
-            IpAddr::V4(ip) => is_ordinary_v4(ip),
-            IpAddr::V6(ip) => {
-                is_ordinary_v6(ip)
-                    && carried_v4(ip).is_none_or(|v4| self.may_leave_for(IpAddr::V4(v4)))
-            }
-        }
+        let carried = match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => destination::carried_v4(ip),
+        };
+        destination::is_ordinary(ip) && carried.is_none_or(|v4| self.may_leave_for(IpAddr::V4(v4)))
     }
-}
-
-/// Unicast that routers forward: not "this network" (0/8), loopback, link-local (169.254/16), multicast, or 240/4, which
-/// is reserved and ends in the broadcast address.
-fn is_ordinary_v4(ip: Ipv4Addr) -> bool {
-    let [first, ..] = ip.octets();
-    first != 0 && first < 224 && !ip.is_loopback() && !ip.is_link_local()
-}
-
-/// As [`is_ordinary_v4`]: not `::/96` (unspecified, loopback, compatible), `64:ff9b:1::/48` (translation of a local
-/// prefix whose length nobody tells), `fe80::/10`, `fec0::/10` (site-local), `ff00::/8`.
-fn is_ordinary_v6(ip: Ipv6Addr) -> bool {
-    let s = ip.segments();
-    let is_local_translation = s[..3] == [0x64, 0xff9b, 1];
-    let is_link_or_site_local = s[0] & 0xff80 == 0xfe80;
-    !is_low(ip) && !is_local_translation && !is_link_or_site_local && !ip.is_multicast()
-}
-
-/// The IPv4 address inside `64:ff9b::/96` (NAT64), `::ffff:0:0:0/96` (stateless translation) or `2002::/16` (6to4).
-fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let of = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-    match ip.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => of(high, low),
-        [0x2002, high, low, ..] => of(high, low),
-        _ => None,
-    }
-}
-
-fn is_low(ip: Ipv6Addr) -> bool {
-    ip.segments()[..6] == [0; 6]
 }
 
 fn is_compatible(ip: Ipv6Addr) -> bool {
-    is_low(ip) && !ip.is_unspecified() && !ip.is_loopback()
+    destination::is_low(ip) && !ip.is_unspecified() && !ip.is_loopback()
 }
 
 /// `ip` is canonical.
