@@ -3,11 +3,13 @@
 //! Start at [`protocol`], the messages between the two; then [`wire`], their framing and descriptor passing;
 //! [`kind`], what a wasm file is, read from its bytes; [`engine`], the one set of engine settings under which code
 //! is compiled and run; [`stage`], the talk at a runner's birth; [`filters`], what a confined process leaves itself;
-//! [`destination`], which addresses a guest may send to at all.
+//! [`broker`], what an ordinary user's runners ask for sockets of the host's side; [`destination`], which addresses a
+//! guest may send to at all.
 //!
 //! Elsewhere: running guests (`copepod-runner`), their network (`copepod-net`), everything privileged (`node/`).
 //! Invariant: the feature `compile` and the feature `run` are never on in one program.
 
+pub mod broker;
 pub mod destination;
 pub mod engine;
 pub mod filters;

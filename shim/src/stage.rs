@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
@@ -16,8 +17,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// The longest message: an error with its cause fits many times.
 const MAX_MESSAGE: usize = 16 << 10;
 
-/// The descriptors of [`ToRunner::Begin`], in this order.
+/// The descriptors of [`ToRunner::Begin`] that always travel with it; [`Begin::outside`] tells of one more.
 pub const BEGIN_DESCRIPTORS: usize = 3;
+
+/// The most descriptors of one message.
+const MAX_DESCRIPTORS: usize = 4;
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,32 @@ pub struct Begin {
     pub mount_point: String,
     /// Most open files, `RLIMIT_NOFILE`.
     pub max_files: u64,
+    /// Where an ordinary user runs the agent: there is one user only, `uid`, which the runner is already, and the way out of the
+    /// pods' network is the broker ([`crate::broker`]), whose socket is the fourth descriptor.
+    #[serde(default)]
+    pub outside: Option<Outside>,
+}
+
+/// What lies outside of a pods' network that has no way out of its own: everything but this block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outside {
+    /// The block's first address.
+    pub base: Ipv4Addr,
+    /// How many leading bits the block's addresses have in common.
+    pub prefix: u8,
+}
+
+impl Outside {
+    /// Whether this address is none of the pods'.
+    pub fn holds(&self, ip: IpAddr) -> bool {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => {
+                let differing = ip.to_bits() ^ self.base.to_bits();
+                differing.checked_shr(32 - u32::from(self.prefix)).unwrap_or(0) != 0
+            }
+            IpAddr::V6(_) => true,
+        }
+    }
 }
 
 /// What the runner says.
@@ -72,7 +102,7 @@ pub fn send<T: Serialize>(
 ) -> io::Result<()> {
     let mut bytes = Vec::new();
     ciborium::into_writer(message, &mut bytes).map_err(io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BEGIN_DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -87,7 +117,7 @@ pub fn send<T: Serialize>(
 /// The socket's; `UnexpectedEof` where the other side is gone; `InvalidData` where the message is not understood.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BEGIN_DESCRIPTORS + 1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut buffers = [IoSliceMut::new(&mut bytes)];
     let got = rustix::net::recvmsg(socket, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -126,6 +156,7 @@ mod tests {
             own_network: true,
             mount_point: "/var/lib/copepod/domains/default/root".into(),
             max_files: 1024,
+            outside: None,
         });
 
         send(&agent, &begin, &[extra.as_fd()]).expect("sent");
@@ -144,5 +175,22 @@ mod tests {
 
         let error = receive::<ToRunner>(&runner).expect_err("nobody is there");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn outside_is_every_address_but_those_of_the_block() {
+        let outside = Outside { base: Ipv4Addr::new(10, 64, 64, 0), prefix: 18 };
+
+        for (text, expected) in [
+            ("10.64.64.0", false),
+            ("10.64.127.255", false),
+            ("::ffff:10.64.64.9", false),
+            ("10.64.128.0", true),
+            ("10.64.63.255", true),
+            ("192.0.2.1", true),
+            ("2001:db8::1", true),
+        ] {
+            assert_eq!(outside.holds(text.parse().expect("an address")), expected, "{text}");
+        }
     }
 }

@@ -450,6 +450,7 @@ impl Birth<'_> {
             own_network: record.own_network,
             mount_point: self.tree.root().to_string_lossy().into_owned(),
             max_files: host.max_files,
+            outside: None,
         };
         let descriptors = [listener.as_fd(), seen.as_fd(), host.namespace.as_fd()];
         self.tell(&ToRunner::Begin(begin), &descriptors)?;

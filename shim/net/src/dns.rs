@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, MessageType, Query, ResponseCode};
@@ -10,6 +11,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use crate::door::Door;
 use crate::lookup::LookupError;
 use crate::os;
 use crate::rules::{Family, Route};
@@ -34,8 +36,9 @@ pub(crate) enum Answer {
     Nothing,
 }
 
-/// Asks the servers, in order, for the records of these types.
+/// Asks the servers, in order, for the records of these types; those that lie outside through the door, where there is one.
 pub(crate) async fn ask(
+    door: Option<&Arc<Door>>,
     servers: &[Route],
     name: &Name,
     types: &[RecordType],
@@ -43,7 +46,7 @@ pub(crate) async fn ask(
     let mut error = LookupError::TimedOut;
     for _ in 0..ROUNDS {
         for server in servers {
-            match timeout(TIMEOUT, ask_one(server, name, types)).await {
+            match timeout(TIMEOUT, ask_one(door, server, name, types)).await {
                 Ok(Ok(messages)) => match judge(name, &messages) {
                     Some(answer) => return Ok(answer),
                     None => error = LookupError::ServersFailed,
@@ -59,11 +62,23 @@ pub(crate) async fn ask(
 }
 
 /// One question per type to one server, all on one socket; comes back once all are answered.
-async fn ask_one(server: &Route, name: &Name, types: &[RecordType]) -> io::Result<Vec<Message>> {
-    let socket = os::udp(Family::of(server.to.ip()))?;
-    rustix::net::bind(&socket, &SocketAddr::new(server.source, 0))?;
+async fn ask_one(
+    door: Option<&Arc<Door>>,
+    server: &Route,
+    name: &Name,
+    types: &[RecordType],
+) -> io::Result<Vec<Message>> {
+    let door = door.filter(|door| !server.inside && door.leads_to(server.to.ip()));
     // Connected, the socket takes answers from nobody else.
-    socket.connect(server.to).await?;
+    let socket = match door {
+        Some(door) => door.connect_udp(server.to)?,
+        None => {
+            let socket = os::udp(Family::of(server.to.ip()))?;
+            rustix::net::bind(&socket, &SocketAddr::new(server.source, 0))?;
+            socket.connect(server.to).await?;
+            socket
+        }
+    };
     let mut open: Vec<Message> = types.iter().map(|kind| question(name, *kind)).collect();
     for message in &open {
         socket.send(&message.to_vec().map_err(io::Error::other)?).await?;
@@ -77,7 +92,7 @@ async fn ask_one(server: &Route, name: &Name, types: &[RecordType]) -> io::Resul
         let Some(at) = open.iter().position(|asked| answers_to(asked, &answer)) else { continue };
         let asked = open.swap_remove(at);
         if answer.metadata.truncation {
-            answers.push(ask_by_tcp(server, &asked).await?);
+            answers.push(ask_by_tcp(door, server, &asked).await?);
         } else {
             answers.push(answer);
         }
@@ -85,8 +100,12 @@ async fn ask_one(server: &Route, name: &Name, types: &[RecordType]) -> io::Resul
     Ok(answers)
 }
 
-async fn ask_by_tcp(server: &Route, asked: &Message) -> io::Result<Message> {
-    let mut stream = os::connect(server.source, server.to).await?;
+async fn ask_by_tcp(
+    door: Option<&Arc<Door>>,
+    server: &Route,
+    asked: &Message,
+) -> io::Result<Message> {
+    let mut stream = os::connect(door, server.source, server.to).await?;
     let bytes = asked.to_vec().map_err(io::Error::other)?;
     let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
     stream.write_all(&length.to_be_bytes()).await?;

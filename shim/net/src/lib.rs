@@ -2,7 +2,7 @@
 //!
 //! Start at [`podnet`], the object that all containers of a pod share; [`rules`] decides which address a guest's address
 //! means and [`table`] who holds which port. Behind `wasi:sockets` stand [`tcp`], [`udp`] and [`lookup`], joined to a
-//! component by [`linker`].
+//! component by [`linker`]; [`door`] is the way out where the network itself has none.
 //!
 //! Here: address rewriting, the judge of destinations, sockets, names, the socket quota.
 //! Elsewhere: addresses and routes of the network namespace (`copepod-domain`), HTTP (`copepod-runner`).
@@ -20,6 +20,8 @@ mod calls;
 mod listening;
 mod stream;
 
+pub mod door;
+
 mod options;
 mod os;
 mod wasi;
@@ -30,6 +32,7 @@ mod dns;
 
 pub mod linker;
 
+pub use door::Door;
 pub use linker::{NetCtx, NetView, add_to_linker};
 pub use lookup::LookupError;
 pub use podnet::{DialError, Listener, PodNet, PodStream};

@@ -2,11 +2,13 @@
 //! Absent: `getaddrinfo`, a cache, any judgement of addresses, and the wire ([`crate::dns`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use copepod_shim::protocol::{Dns, HostEntry, PodSandbox};
 use hickory_resolver::proto::rr::{Name, RecordType};
 
 use crate::dns::{self, Answer};
+use crate::door::Door;
 use crate::rules::Route;
 
 /// Why a name gave no address.
@@ -34,18 +36,20 @@ pub(crate) struct Names {
     ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
     dns: Dns,
+    door: Option<Arc<Door>>,
     /// The servers' port: 53, but for tests.
     port: u16,
 }
 
 impl Names {
-    pub(crate) fn new(sandbox: &PodSandbox) -> Self {
+    pub(crate) fn new(door: Option<Arc<Door>>, sandbox: &PodSandbox) -> Self {
         Self {
             hosts: sandbox.hosts.clone().into(),
             hostname: sandbox.hostname.as_str().into(),
             ipv4: sandbox.ipv4,
             ipv6: sandbox.ipv6,
             dns: sandbox.dns.clone(),
+            door,
             port: 53,
         }
     }
@@ -71,7 +75,7 @@ impl Names {
             return Err(LookupError::NotFound);
         }
         for candidate in candidates {
-            match dns::ask(&servers, &candidate, &types).await? {
+            match dns::ask(self.door.as_ref(), &servers, &candidate, &types).await? {
                 Answer::Addresses(addresses) => return Ok(addresses),
                 Answer::Nothing => {}
             }
@@ -182,6 +186,7 @@ mod tests {
             ipv4: Some(Ipv4Addr::new(10, 64, 0, 5)),
             ipv6: None,
             dns,
+            door: None,
             port: 0,
         }
     }

@@ -5,10 +5,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
+use crate::door::Door;
 use crate::rules::Family;
 
 /// A TCP socket, bound to nothing.
@@ -63,8 +65,15 @@ pub(crate) fn bind_source(socket: &TcpSocket, source: IpAddr) -> io::Result<()> 
     socket.bind(SocketAddr::new(source, 0))
 }
 
-/// A connection from `source`.
-pub(crate) async fn connect(source: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+/// A connection from `source`, or through a door, where the host's address is the source.
+pub(crate) async fn connect(
+    door: Option<&Arc<Door>>,
+    source: IpAddr,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    if let Some(door) = door {
+        return door.connect(to).await;
+    }
     let socket = tcp(Family::of(to.ip()))?;
     bind_source(&socket, source)?;
     socket.connect(to).await

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::calls::{self, Call, Watch};
+use crate::door::Door;
 use crate::listening::Listening;
 use crate::lookup::{LookupError, Names};
 use crate::os;
@@ -36,6 +37,7 @@ const FREE_PORT_ATTEMPTS: u32 = 16;
 pub struct PodNet {
     rules: Rules,
     names: Names,
+    door: Option<Arc<Door>>,
     table: Mutex<Table>,
     sockets: Arc<Semaphore>,
     /// Connections that containers accepted, also some that are gone.
@@ -45,9 +47,15 @@ pub struct PodNet {
 impl PodNet {
     /// The network of the pod of this sandbox, with nothing in it.
     pub fn new(sandbox: &PodSandbox) -> Arc<Self> {
+        Self::behind(None, sandbox)
+    }
+
+    /// The same, where the way to other addresses than pods' is through this door.
+    pub fn behind(door: Option<Arc<Door>>, sandbox: &PodSandbox) -> Arc<Self> {
         Arc::new(Self {
             rules: Rules::new(sandbox),
-            names: Names::new(sandbox),
+            names: Names::new(door.clone(), sandbox),
+            door,
             table: Mutex::default(),
             sockets: Arc::new(Semaphore::new(sandbox.max_sockets as usize)),
             accepted: Mutex::default(),
@@ -99,7 +107,7 @@ impl PodNet {
                 Family::V4 => OUTSIDE_V4.into(),
                 Family::V6 => OUTSIDE_V6.into(),
             };
-            match os::connect(source, SocketAddr::new(ip, port)).await {
+            match os::connect(None, source, SocketAddr::new(ip, port)).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -134,7 +142,7 @@ impl PodNet {
             Refused::Denied => DialError::Denied(asked.ip()),
             Refused::Unreachable => DialError::Unreachable(asked),
         })?;
-        let connect = os::connect(route.source, route.to);
+        let connect = os::connect(self.door_to(route), route.source, route.to);
         let connected = if more {
             match tokio::time::timeout(NEXT_ADDRESS_AFTER, connect).await {
                 Ok(connected) => connected,
@@ -239,6 +247,11 @@ impl PodNet {
         self.rules.route(guest, asked, |family, port| {
             self.table().answers_for_loopback(proto, family, port)
         })
+    }
+
+    /// The door through which a route leads, if it does.
+    pub(crate) fn door_to(&self, route: Route) -> Option<&Arc<Door>> {
+        self.door.as_ref().filter(|door| !route.inside && door.leads_to(route.to.ip()))
     }
 
     /// Binds with `bind`, which makes the socket and tells the port that it got, and holds that port in the table.

@@ -79,6 +79,8 @@ enum State {
 
 struct Connecting {
     to: SocketAddr,
+    /// The source that the guest sees where the socket is one of the host's side.
+    shown: Option<IpAddr>,
     attempt: Attempt,
 }
 
@@ -181,6 +183,17 @@ impl TcpSocket {
         let State::Fresh(mut socket) = std::mem::replace(&mut self.state, State::Closed) else {
             return Err(ErrorCode::InvalidState.into());
         };
+        if let Some(door) = self.net.door_to(route).cloned() {
+            let (options, beneath) = (self.options, Family::of(route.to.ip()));
+            self.beneath = beneath;
+            let connect = async move {
+                let stream = door.connect(route.to).await?;
+                options.apply(stream.as_fd(), beneath)?;
+                Ok(stream)
+            };
+            self.begin_to_connect(asked, Some(route.source), connect);
+            return Ok(());
+        }
         if self.bound.is_none() {
             let beneath = Family::of(route.source);
             if beneath != self.beneath {
@@ -190,12 +203,21 @@ impl TcpSocket {
             }
             os::bind_source(&socket, route.source)?;
         }
-        let mut attempt = Attempt::Waiting(Box::pin(socket.connect(route.to)));
+        self.begin_to_connect(asked, None, socket.connect(route.to));
+        Ok(())
+    }
+
+    fn begin_to_connect(
+        &mut self,
+        to: SocketAddr,
+        shown: Option<IpAddr>,
+        connect: impl Future<Output = io::Result<TcpStream>> + Send + 'static,
+    ) {
+        let mut attempt = Attempt::Waiting(Box::pin(connect));
         // The first poll sends the first packet; whoever waits later is woken instead of nobody.
         let _ = attempt.poll(&mut Context::from_waker(Waker::noop()));
-        self.state = State::Connecting(Connecting { to: asked, attempt });
+        self.state = State::Connecting(Connecting { to, shown, attempt });
         self.started = Some(Started::Connect);
-        Ok(())
     }
 
     pub(crate) fn finish_connect(&mut self) -> SocketResult<Arc<Connection>> {
@@ -209,7 +231,7 @@ impl TcpSocket {
             return Err(ErrorCode::WouldBlock.into());
         }
         self.started = None;
-        let to = connecting.to;
+        let (to, source) = (connecting.to, connecting.shown);
         let State::Connecting(Connecting { attempt: Attempt::Over(connected), .. }) =
             std::mem::replace(&mut self.state, State::Closed)
         else {
@@ -224,7 +246,7 @@ impl TcpSocket {
         let local = if to.ip().to_canonical().is_loopback() && !self.is_own_pod_ip(to.ip()) {
             wasi::loopback(self.guest)
         } else {
-            self.net.rules().shown(self.guest, actual.ip())
+            self.net.rules().shown(self.guest, source.unwrap_or(actual.ip()))
         };
         let local = SocketAddr::new(local, actual.port());
         let connection = Connection::new(stream, local, to, Arc::clone(&self.permit));

@@ -3,17 +3,20 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
+use rustix::net::SendFlags;
 use tokio::net::UdpSocket as OsSocket;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
 use wasmtime_wasi::p2::{Pollable, SocketError, SocketResult};
 use wasmtime_wasi_io::async_trait;
 
+use crate::door::Door;
 use crate::linker::NetCtx;
 use crate::options::{Options, Settings};
 use crate::os;
@@ -60,8 +63,20 @@ pub(crate) struct Bound {
     /// What the guest asked to be bound to.
     asked: IpAddr,
     talk: Mutex<Talk>,
+    /// The ways to peers beyond the door, oldest first.
+    beyond: Mutex<VecDeque<Arc<Beyond>>>,
     _permit: Option<Permit>,
 }
+
+/// A socket of the host's side, which knows one peer. A guest's socket has one for each peer outside that it turned to.
+struct Beyond {
+    peer: SocketAddr,
+    socket: OsSocket,
+    _permit: Permit,
+}
+
+/// Peers beyond the door that a socket remembers: a client has one or two, and each costs a descriptor.
+const MAX_BEYOND: usize = 16;
 
 #[derive(Default)]
 struct Talk {
@@ -148,6 +163,7 @@ impl UdpSocket {
             binding,
             asked: asked.ip(),
             talk: Mutex::default(),
+            beyond: Mutex::default(),
             _permit: self.permit.take(),
         }));
         self.is_binding = true;
@@ -230,6 +246,9 @@ impl Bound {
         let route = route.map_err(wasi::refused)?;
         let route = rules.from_bound(self.binding.place(), route).map_err(wasi::refused)?;
         let peer = Peer { asked, actual: route.to };
+        if let Some(door) = self.net.door_to(route) {
+            self.open_beyond(door, route.to)?;
+        }
         if route.inside {
             let remembered = &mut self.talk().remembered;
             if rules.shown(self.guest, route.to.ip()) == asked.ip() {
@@ -244,6 +263,54 @@ impl Bound {
         Ok(peer)
     }
 
+    fn open_beyond(&self, door: &Door, peer: SocketAddr) -> SocketResult<()> {
+        let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
+        if !beyond.iter().any(|one| one.peer == peer) {
+            if beyond.len() >= MAX_BEYOND {
+                beyond.pop_front();
+            }
+            let permit = self.net.take_socket().ok_or(ErrorCode::NewSocketLimit)?;
+            let socket = door.connect_udp(peer)?;
+            beyond.push_back(Arc::new(Beyond { peer, socket, _permit: permit }));
+        }
+        Ok(())
+    }
+
+    fn all_beyond(&self) -> Vec<Arc<Beyond>> {
+        self.beyond.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn beyond(&self, peer: SocketAddr) -> Option<Arc<Beyond>> {
+        self.all_beyond().into_iter().find(|one| one.peer == peer)
+    }
+
+    /// The next datagram that has arrived, from whomever.
+    fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        match self.socket.try_recv_from(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
+        for one in self.all_beyond() {
+            match one.socket.try_recv(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received.map(|length| (length, one.peer)),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn try_send(&self, data: &[u8], to: SocketAddr, is_connected: bool) -> io::Result<usize> {
+        match self.beyond(to) {
+            // Of the kernel itself: the runtime has not heard yet that a new socket's buffer is free.
+            Some(beyond) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                Ok(rustix::net::send(&beyond.socket, data, flags)?)
+            }
+            None if is_connected => self.socket.try_send(data),
+            None => self.socket.try_send_to(data, to),
+        }
+    }
+
     fn may_answer(&self, asked: SocketAddr) -> bool {
         let asker = SocketAddr::new(asked.ip().to_canonical(), asked.port());
         self.talk().askers.contains(&asker)
@@ -252,7 +319,12 @@ impl Bound {
     /// Fixes the peer in the kernel, which then drops what others send and tells when nobody listens there.
     fn connect(&self, asked: SocketAddr) -> SocketResult<Peer> {
         let peer = self.judge(asked)?;
-        rustix::net::connect(&self.socket, &peer.actual)?;
+        // Beyond the door the socket there is connected, and this one hears of nobody else either: it connects to itself.
+        let to = match self.beyond(peer.actual) {
+            Some(_) => self.socket.local_addr()?,
+            None => peer.actual,
+        };
+        rustix::net::connect(&self.socket, &to)?;
         self.talk().peer = Some(peer);
         Ok(peer)
     }
@@ -301,7 +373,7 @@ impl Incoming {
                 if received.len() >= max || bytes >= BUDGET {
                     break;
                 }
-                match self.bound.socket.try_recv_from(buffer) {
+                match self.bound.try_receive(buffer) {
                     Ok((_, sender)) if self.peer.is_some_and(|p| p.actual != sender) => {}
                     Ok((length, sender)) => {
                         let sender = SocketAddr::new(sender.ip().to_canonical(), sender.port());
@@ -325,8 +397,16 @@ impl Incoming {
 #[async_trait]
 impl Pollable for Incoming {
     async fn ready(&mut self) {
-        // An error of waiting comes back from receiving.
-        let _ = self.bound.socket.readable().await;
+        // An error of waiting comes back from receiving. The peers are those of now: a guest that waits asks no new one.
+        let beyond = self.bound.all_beyond();
+        poll_fn(|cx| {
+            let sockets = std::iter::once(&self.bound.socket);
+            let mut sockets = sockets.chain(beyond.iter().map(|one| &one.socket));
+            // Each is asked, so that each wakes.
+            let ready = sockets.by_ref().filter(|it| it.poll_recv_ready(cx).is_ready()).count();
+            if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 
@@ -376,12 +456,14 @@ impl Outgoing {
     fn send_one(&self, data: &[u8], to: Option<SocketAddr>) -> SocketResult<bool> {
         let sent = match (self.peer, to) {
             // The peer was judged when the socket was connected to it.
-            (Some(_), None) => self.bound.socket.try_send(data),
-            (Some(peer), Some(to)) if peer.asked == to => self.bound.socket.try_send(data),
+            (Some(peer), None) => self.bound.try_send(data, peer.actual, true),
+            (Some(peer), Some(to)) if peer.asked == to => {
+                self.bound.try_send(data, peer.actual, true)
+            }
             (Some(_), Some(_)) | (None, None) => return Err(ErrorCode::InvalidArgument.into()),
             (None, Some(to)) => {
                 let peer = self.bound.judge(to)?;
-                self.bound.socket.try_send_to(data, peer.actual)
+                self.bound.try_send(data, peer.actual, false)
             }
         };
         match sent {

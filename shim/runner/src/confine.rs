@@ -1,4 +1,5 @@
-//! From a process born as root to a runner that can do nothing but serve its pods: entered once, before any thread exists.
+//! From a process born as root, of the machine or of an ordinary user's namespace, to a runner that can do nothing but serve its
+//! pods: entered once, before any thread exists.
 //!
 //! Two stages. With privileges: leave the host's namespaces and make the domain's tree the only `/`. Then every privilege goes:
 //! user, groups, capabilities, core dumps, file system beyond `/` (Landlock), system calls beyond a list (seccomp).
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use copepod_shim::protocol::layout;
-use copepod_shim::stage::{self, Begin, FromRunner, ToRunner};
+use copepod_shim::stage::{self, Begin, FromRunner, Outside, ToRunner};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
     RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -31,6 +32,8 @@ pub struct Confined {
     pub listener: UnixListener,
     /// The domain's name.
     pub domain: String,
+    /// The way out of an ordinary user's pods, whose network has none.
+    pub outside: Option<(Outside, OwnedFd)>,
 }
 
 /// The step that failed. The process still has privileges and must end.
@@ -73,15 +76,16 @@ pub fn enter() -> Result<Confined, ConfineError> {
 }
 
 fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
-    let (begin, listener, root, host) = receive_begin(control)?;
+    let (begin, [listener, root, host], broker) = receive_begin(control)?;
     be_alone_in_the_process()?;
     rustix::process::setsid().step("lead a session of its own")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).step("put /dev/null in place of the agent's socket")?;
     drop(null);
-    sys::close_all_but(&[&control.as_fd(), &listener.as_fd(), &root.as_fd(), &host.as_fd()])
-        .step("close inherited descriptors")?;
+    let needed = [control, &listener, &root, &host];
+    let needed: Vec<_> = needed.into_iter().chain(&broker).map(AsFd::as_fd).collect();
+    sys::close_all_but(&needed).step("close inherited descriptors")?;
 
     rustix::thread::move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))
         .step("enter the host's mount namespace")?;
@@ -90,7 +94,13 @@ fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
     if begin.own_network {
         leave |= UnshareFlags::NEWNET;
     }
+    if begin.outside.is_some() {
+        leave |= UnshareFlags::NEWUSER;
+    }
     sys::unshare(leave).step("leave the host's namespaces")?;
+    if begin.outside.is_some() {
+        be_the_only_user().step("be the one user of a namespace of its own")?;
+    }
     stage::send(control, &FromRunner::Unshared, &[]).step("tell the agent of the namespaces")?;
     make_the_only_root(&root, &begin.mount_point)?;
     drop(root);
@@ -103,20 +113,25 @@ fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
         }
     }
     let missing = give_up_everything(&begin)?;
-    Ok((Confined { listener: listener.into(), domain: begin.domain }, missing))
+    let outside = begin.outside.zip(broker);
+    Ok((Confined { listener: listener.into(), domain: begin.domain, outside }, missing))
 }
 
-fn receive_begin(control: &OwnedFd) -> Result<(Begin, OwnedFd, OwnedFd, OwnedFd), ConfineError> {
+/// What to become; the listening socket, the root and the host's mount namespace; the broker's socket where there is one.
+type Received = (Begin, [OwnedFd; stage::BEGIN_DESCRIPTORS], Option<OwnedFd>);
+
+fn receive_begin(control: &OwnedFd) -> Result<Received, ConfineError> {
     const STEP: &str = "learn from the agent what to become";
-    let (message, descriptors) = stage::receive::<ToRunner>(control).step(STEP)?;
+    let (message, mut descriptors) = stage::receive::<ToRunner>(control).step(STEP)?;
     let ToRunner::Begin(begin) = message else {
         return Err(io::Error::from(io::ErrorKind::InvalidData)).step(STEP);
     };
-    let [listener, root, host]: [OwnedFd; stage::BEGIN_DESCRIPTORS] = descriptors
+    let broker = begin.outside.and_then(|_| descriptors.pop());
+    let always = descriptors
         .try_into()
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
         .step(STEP)?;
-    Ok((begin, listener, root, host))
+    Ok((begin, always, broker))
 }
 
 /// What follows changes the calling thread only, so there may be no other.
@@ -124,6 +139,15 @@ fn be_alone_in_the_process() -> Result<(), ConfineError> {
     const STEP: &str = "be the only thread";
     let threads = std::fs::read_dir("/proc/self/task").step(STEP)?.count();
     if threads == 1 { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)).step(STEP) }
+}
+
+/// An ordinary user's runner has the same user as its agent. In a user namespace of its own it is nobody over the agent's mounts and
+/// the pods' network, whatever privileges it may come to. No group can be left in there.
+fn be_the_only_user() -> io::Result<()> {
+    // The one user and the one group of the agent's namespace are 0 there, too.
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", "0 0 1")?;
+    std::fs::write("/proc/self/gid_map", "0 0 1")
 }
 
 fn make_the_only_root(root: &OwnedFd, mount_point: &str) -> Result<(), ConfineError> {
@@ -158,7 +182,10 @@ fn give_up_everything(begin: &Begin) -> Result<Vec<String>, ConfineError> {
         }
     }
     let (uid, gid) = (Uid::from_raw(begin.uid), Gid::from_raw(begin.uid));
-    rustix::thread::set_thread_groups(&[]).step("leave all groups")?;
+    // An ordinary user's namespace lets nobody leave a group.
+    if begin.outside.is_none() {
+        rustix::thread::set_thread_groups(&[]).step("leave all groups")?;
+    }
     rustix::thread::set_thread_res_gid(gid, gid, gid).step("become the domain's group")?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).step("become the domain's user")?;
     let empty = CapabilitySet::empty();

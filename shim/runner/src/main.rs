@@ -2,16 +2,17 @@
 //!
 //! Absent: everything but the order of the start; confinement comes before any thread.
 
-use std::io::Read;
-use std::os::unix::net::UnixListener;
-use std::process::ExitCode;
-
+use copepod_net::Door;
 use copepod_runner::arguments::{Arguments, Place};
 use copepod_runner::pods::Pods;
 use copepod_runner::root::Root;
 use copepod_runner::{confine, server};
 use copepod_shim::protocol::{Hello, VERSIONS};
 use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == confine::attempt::ARGUMENT) {
@@ -40,14 +41,18 @@ fn run() -> anyhow::Result<()> {
         Some(build) => build,
         None => own_hash()?,
     };
-    let (listener, root) = match arguments.place {
-        Place::Confined => (confine::enter()?.listener, Root::new("/")),
-        Place::Unconfined { root, socket } => (UnixListener::bind(socket)?, Root::new(root)),
+    let (listener, root, outside) = match arguments.place {
+        Place::Confined => {
+            let confined = confine::enter()?;
+            (confined.listener, Root::new("/"), confined.outside)
+        }
+        Place::Unconfined { root, socket } => (UnixListener::bind(socket)?, Root::new(root), None),
     };
+    let outside = outside.map(|(outside, broker)| Arc::new(Door::new(outside, broker)));
     let hello = Hello { versions: VERSIONS, build, engine: arguments.engine };
     // This thread speaks to agents and nothing else; guests get threads of their own with the first pod.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pods = Pods::new(root, arguments.engine_salt)?;
+    let pods = Pods::new(root, arguments.engine_salt, outside)?;
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;

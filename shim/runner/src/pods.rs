@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use copepod_net::PodNet;
+use copepod_net::{Door, PodNet};
 use copepod_shim::engine::Salt;
 use copepod_shim::protocol::{
     Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
@@ -60,6 +60,8 @@ const DEFAULT_HTTP_PORT: u16 = 8080;
 /// Everything that this runner holds.
 pub struct Pods {
     root: Root,
+    /// The way out of the pods' network, where it has none of its own.
+    door: Option<Arc<Door>>,
     engines: Arc<Engines>,
     trust: Arc<Trust>,
     records: Arc<Records>,
@@ -137,12 +139,17 @@ impl Pods {
     ///
     /// # Errors
     /// This machine cannot run the engine, or the records cannot be read.
-    pub fn new(root: Root, salt: Option<Salt>) -> anyhow::Result<Arc<Self>> {
+    pub fn new(
+        root: Root,
+        salt: Option<Salt>,
+        door: Option<Arc<Door>>,
+    ) -> anyhow::Result<Arc<Self>> {
         let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
         Ok(Arc::new(Self {
             engines: Engines::new(root.clone(), salt).map_err(anyhow::Error::from)?,
             trust: Trust::new(&root),
             root,
+            door,
             records,
             runtime: OnceLock::new(),
             pods: Mutex::default(),
@@ -210,7 +217,7 @@ impl Pods {
                 Err(Failure::Busy(format!("pod {} exists with another sandbox", sandbox.pod)))
             };
         }
-        let net = PodNet::new(&sandbox);
+        let net = PodNet::behind(self.door.clone(), &sandbox);
         let pod = Pod {
             net,
             starting: Arc::default(),

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::thread::UnshareFlags;
 
@@ -16,9 +16,8 @@ pub(super) fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 }
 
 /// Closes every descriptor past standard error but these.
-pub(super) fn close_all_but(kept: &[&dyn AsFd]) -> io::Result<()> {
-    let mut numbers: Vec<u32> =
-        kept.iter().map(|fd| fd.as_fd().as_raw_fd().unsigned_abs()).collect();
+pub(super) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
     numbers.sort_unstable();
     let mut next = 3;
     for number in numbers {
