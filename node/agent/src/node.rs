@@ -50,9 +50,18 @@ impl NodeView {
     }
 }
 
+/// Where systemd's resolver keeps the servers that it asks itself, while `/etc/resolv.conf` names its own loopback address only.
+const BEHIND_SYSTEMD: &str = "/run/systemd/resolve/resolv.conf";
+
 /// Name servers and search domains of the host, but servers on its loopback, which no pod reaches.
 fn resolv_conf() -> (Vec<IpAddr>, Vec<String>) {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let read = |file: &str| parse(&std::fs::read_to_string(file).unwrap_or_default());
+    let (servers, search) = read("/etc/resolv.conf");
+    // As kubeadm has a kubelet do.
+    if servers.is_empty() { read(BEHIND_SYSTEMD) } else { (servers, search) }
+}
+
+fn parse(text: &str) -> (Vec<IpAddr>, Vec<String>) {
     let (mut servers, mut search) = (Vec::new(), Vec::new());
     for line in text.lines() {
         let mut words = line.split_whitespace();
@@ -68,4 +77,20 @@ fn resolv_conf() -> (Vec<IpAddr>, Vec<String>) {
         }
     }
     (servers, search)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_server_on_the_host_s_loopback_is_passed_over() {
+        let text =
+            "# systemd\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch a.example b.example\n";
+
+        let (servers, search) = parse(text);
+
+        assert_eq!(servers, ["192.0.2.1".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(search, ["a.example", "b.example"]);
+    }
 }
