@@ -30,8 +30,10 @@ pub fn run(verb: &str, rest: &str) -> Option<Finding> {
         // `PORT`: serves an echo for ever.
         "listen" => number(rest).and_then(listen),
         "udp-listen" => number(rest).and_then(udp_listen),
-        // `HOST:PORT TEXT`: sends a datagram, which must come back.
+        // `HOST:PORT TEXT`: sends a datagram again and again, which must come back.
         "udp-echo" => two(rest).and_then(|(to, said)| udp_echo(to, said)),
+        // `HOST:PORT TEXT`: sends it once and waits for it as long as it takes.
+        "udp-wait" => two(rest).and_then(|(to, said)| udp_wait(to, said)),
         // `HOST:PORT`: sending a datagram there must be refused.
         "udp-cannot-send" => udp_cannot_send(rest),
         // Prints a name's addresses.
@@ -125,15 +127,27 @@ fn udp_listen(port: u16) -> Finding {
 fn udp_echo(to: &str, said: &str) -> Finding {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(text)?;
     let mut buffer = [0; 2048];
-    // A datagram may be lost: nine more follow, half a second apart.
-    socket.set_read_timeout(Some(Duration::from_millis(500))).map_err(text)?;
+    // A datagram may be lost: nine more follow, half a second apart. WASI knows no time limit of a socket.
+    socket.set_nonblocking(true).map_err(text)?;
     for _ in 0..10 {
         socket.send_to(said.as_bytes(), to).map_err(text)?;
-        if let Ok((length, _)) = socket.recv_from(&mut buffer) {
-            return equal(&String::from_utf8_lossy(&buffer[..length]), said);
+        for _ in 0..50 {
+            if let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                return equal(&String::from_utf8_lossy(&buffer[..length]), said);
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
     Err("ten datagrams went unanswered".to_owned())
+}
+
+fn udp_wait(to: &str, said: &str) -> Finding {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(text)?;
+    let mut buffer = [0; 2048];
+    socket.send_to(said.as_bytes(), to).map_err(text)?;
+    let (length, peer) = socket.recv_from(&mut buffer).map_err(text)?;
+    equal(&peer.to_string(), to)?;
+    equal(&String::from_utf8_lossy(&buffer[..length]), said)
 }
 
 fn udp_cannot_send(to: &str) -> Finding {
