@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// The agent of a data directory; started by the other commands
     #[command(name = "__agent", hide = true)]
     Agent,
+    /// The broker of an ordinary user's pods; started by the agent
+    #[command(name = "__broker", hide = true)]
+    Broker,
     /// The compile child; started by the agent
     #[command(name = "__compile", hide = true)]
     Compile,

@@ -9,12 +9,15 @@ use copepod_domain::check::{Check, check_host};
 use serde_json::json;
 
 use crate::args;
+use crate::data_dir;
 use crate::out::{Colour, Out};
 use crate::serve;
 
-/// Without these no pod starts; without the others something is weaker, or some pods wait.
-const ESSENTIAL: &[&str] =
-    &["root", "kernel", "seccomp", "network namespaces", "cgroups", "runner"];
+/// Without these no pod of root's starts; without the others something is weaker, or some pods wait.
+const ESSENTIAL: &[&str] = &["kernel", "seccomp", "network namespaces", "cgroups", "runner"];
+
+/// The same for an ordinary user's pods.
+const ESSENTIAL_FOR_A_USER: &[&str] = &["kernel", "seccomp", "user namespaces", "runner"];
 
 /// Prints the table, or JSON; 1 where something essential is missing.
 pub(crate) fn check(out: Out, data: &Path, args: &args::Check) -> io::Result<u8> {
@@ -38,7 +41,11 @@ pub(crate) fn check(out: Out, data: &Path, args: &args::Check) -> io::Result<u8>
 }
 
 fn is_essential(check: &Check) -> bool {
-    ESSENTIAL.contains(&check.name.as_str())
+    essential().contains(&check.name.as_str())
+}
+
+fn essential() -> &'static [&'static str] {
+    if data_dir::is_root() { ESSENTIAL } else { ESSENTIAL_FOR_A_USER }
 }
 
 /// Whether the second program of the pair is there.
@@ -97,13 +104,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_with_its_loss_and_remedy() {
-        let checks = [check("kernel", true), check("nft", false), check("cgroups", false)];
+        let checks = [check("kernel", true), check("nft", false), check("seccomp", false)];
 
         assert_eq!(
             render(&checks, |_, text| text.to_owned()),
             "ok       kernel   v1\n\
              lost     nft      v1\n                  without it: something\n                  remedy: get it\n\
-             MISSING  cgroups  v1\n                  without it: something\n                  remedy: get it\n\
+             MISSING  seccomp  v1\n                  without it: something\n                  remedy: get it\n\
              \npods do not run here until what is MISSING is there\n"
         );
         assert!(render(&checks[..2], |_, text| text.to_owned()).ends_with("\npods run here\n"));
@@ -114,7 +121,7 @@ mod tests {
         let names: Vec<_> =
             check_host(&std::env::temp_dir()).into_iter().map(|it| it.name).collect();
 
-        for name in ESSENTIAL.iter().filter(|name| **name != "runner") {
+        for name in essential().iter().filter(|name| **name != "runner") {
             assert!(names.iter().any(|it| it == name), "{name} is not among {names:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Which data directory is meant, and what an ordinary user can and cannot do with it.
+//! Which data directory is meant.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -51,10 +51,6 @@ pub(crate) fn data_dir(asked: Option<&Path>, around: &Surroundings) -> PathBuf {
     };
     around.current.join(chosen)
 }
-
-/// Why an ordinary user's pods do not run.
-pub(crate) const NEEDS_ROOT: &str = "copepod run needs root on this version (namespaces, cgroups, addresses): try sudo. \
-     As an ordinary user you can use `copepod check`, `copepod image` and `copepod completions`.";
 
 #[cfg(test)]
 mod tests {

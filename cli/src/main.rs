@@ -51,6 +51,9 @@ fn main() -> ExitCode {
     let data = data_dir(cli.global.data_dir.as_deref(), &Surroundings::here());
     let is_agent = matches!(cli.command, Command::Agent);
     log(&cli.global, is_agent);
+    if matches!(cli.command, Command::Broker) {
+        return ExitCode::from(serve::broker(out));
+    }
     if is_agent {
         // Enters namespaces, which has to happen before there is a second thread.
         return ExitCode::from(serve::agent(out, data));
@@ -97,8 +100,8 @@ async fn command(out: Out, data: PathBuf, cli: Cli) -> u8 {
         Command::Check(args) => check::check(out, &data, &args).map_err(Failed::from),
         Command::Image(image) => images::image(out, &data, image).await.map_err(Failed::from),
         Command::Completions { shell } => completions(out, shell).map_err(Failed::from),
-        // Both are taken in `main`.
-        Command::Agent | Command::Compile => Ok(exit::BAD_INPUT),
+        // They are taken in `main`.
+        Command::Agent | Command::Broker | Command::Compile => Ok(exit::BAD_INPUT),
     };
     done.unwrap_or_else(|failed| commands::tell(out, &failed))
 }

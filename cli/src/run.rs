@@ -18,7 +18,6 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::args::Run;
 use crate::client::{Client, ClientError, odd};
-use crate::data_dir::{self, NEEDS_ROOT};
 use crate::docker_config;
 use crate::exit::{BAD_INPUT, NEVER};
 use crate::follow::{self, Followed};
@@ -107,9 +106,6 @@ fn prepare(out: Out, data: &Path, args: &Run) -> Result<RunPods, Refused> {
     };
     let borrowed: Vec<_> = pods.iter().collect();
     let publish = publish::resolve(&args.publish, &borrowed).map_err(Refused::bad)?;
-    if !data_dir::is_root() && !pods.is_empty() {
-        return Err(Refused::never(NEEDS_ROOT));
-    }
     let images: Vec<String> = pods
         .iter()
         .filter_map(|pod| pod.spec.as_ref())
@@ -348,9 +344,6 @@ fn wasm(data: &Path, args: &Run) -> Result<Pod, Refused> {
         },
     });
     let env = env.collect::<Result<Vec<_>, Refused>>()?;
-    if !data_dir::is_root() {
-        return Err(Refused::never(NEEDS_ROOT));
-    }
     let image = images::load_to_run(data, Path::new(file), &name).map_err(Refused::never)?;
     let pod = WasmPod {
         name,

@@ -1,7 +1,9 @@
-//! The hidden commands: `__agent`, which the client starts, and `__compile`, which the agent starts.
+//! The hidden commands: `__agent`, which the client starts, and `__broker` and `__compile`, which the agent starts.
 //!
-//! Here: the agent's settings from its environment, and its last words. Absent: what they do (`copepod-agent`, `copepod-image`).
+//! Here: the agent's settings from its environment, and its last words. Absent: what they do (`copepod-agent`, `copepod-domain`,
+//! `copepod-image`).
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use copepod_agent::{AgentConfig, AgentError, run_agent, with_causes};
@@ -30,6 +32,20 @@ pub(crate) fn agent(out: Out, data: PathBuf) -> u8 {
         Err(AgentError::Taken(_)) => TAKEN,
         Err(error) => {
             out.error(&with_causes(&error));
+            1
+        }
+    }
+}
+
+/// Runs the broker whose listening socket is standard input; its exit code.
+pub(crate) fn broker(out: Out) -> u8 {
+    // It outlives the agent that started it.
+    let _ = rustix::process::setsid();
+    let listening = std::io::stdin().as_fd().try_clone_to_owned();
+    match listening.and_then(copepod_domain::broker::serve) {
+        Ok(()) => 0,
+        Err(error) => {
+            out.error(&format!("the broker cannot go on: {error}"));
             1
         }
     }

@@ -1,6 +1,6 @@
 //! Bad input gets a sentence that says what is wrong and where, and the exit code that the documentation gives.
 
-use copepod_tests::manifest::{With, container, image, pod, probe};
+use copepod_tests::manifest::{With, container, pod, probe};
 use copepod_tests::node::{Ended, Node};
 use serde_json::json;
 
@@ -217,34 +217,6 @@ fn a_layer_above_its_limit_is_refused_with_the_setting() {
         .into();
 
     fails(&ended, 1, &["COPEPOD_MAX_LAYER_BYTES"]);
-}
-
-#[test]
-fn a_user_who_is_not_root_is_told_what_needs_root() {
-    use std::os::unix::process::CommandExt;
-    let node = Node::new();
-    // Where the other user can reach them.
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let program = folder.path().join("copepod");
-    std::fs::copy(&node.built().copepod, &program).expect("a copy");
-    let manifest = folder.path().join("pod.yaml");
-    std::fs::write(&manifest, pod("a", [container("a", "probe")]).to_string()).expect("a file");
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).expect("one's own folder");
-
-    let output = std::process::Command::new(program)
-        .args(["run".as_ref(), manifest.as_os_str()])
-        .current_dir("/")
-        .uid(65534)
-        .gid(65534)
-        .env("HOME", "/nonexistent")
-        .output()
-        .expect("it starts");
-
-    assert_eq!(output.status.code(), Some(125));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("root"), "{said}");
-    assert!(!said.contains(&image("x")), "{said}");
 }
 
 fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

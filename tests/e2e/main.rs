@@ -15,5 +15,7 @@ mod upgrade;
 
 mod registry;
 
+mod user;
+
 mod badinput;
 mod hostile;

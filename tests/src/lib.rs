@@ -1,8 +1,8 @@
 //! What the end-to-end tests and the demo share: a node of one's own on this machine, and ways to look at it from outside.
 //!
 //! Start at [`node`], a private data directory with the commands that work on it; [`manifest`] writes its pods. From outside
-//! look [`http`], which is a client, [`registry`], a server for images, [`host`], which finds what a node left behind, and
-//! [`journal`], which counts what an agent has written.
+//! look [`http`], which is a client, [`registry`], a server for images, [`world`], a network beyond the machine, [`host`], which
+//! finds what a node left behind, and [`journal`], which counts what an agent has written.
 //! Absent: anything of the product's own code. What is tested is the built programs, through what a user sees of them.
 
 pub mod built;
@@ -13,3 +13,4 @@ pub mod manifest;
 pub mod node;
 pub mod registry;
 pub mod wait;
+pub mod world;

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr)]
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::wait::{until, until_it_is};
 const LEAVING: usize = 250;
 const PAUSE: Duration = Duration::from_millis(40);
 
+/// The user and group as whom nodes of an ordinary user run: Linux's `nobody`, who may do nothing that others may not.
+pub const ORDINARY_USER: u32 = 65534;
+
 /// A private data directory and what runs in it.
 pub struct Node {
     built: Built,
@@ -29,6 +33,8 @@ pub struct Node {
     salt: Option<String>,
     folder: tempfile::TempDir,
     log: Option<String>,
+    /// An ordinary user's: whoever runs the commands, else whoever runs the tests.
+    user: Option<u32>,
 }
 
 /// What a command came to.
@@ -69,13 +75,47 @@ impl Node {
     pub fn of(built: Built) -> Self {
         let folder =
             tempfile::Builder::new().prefix("copepod-test-").tempdir().expect("a temporary folder");
-        Self { built, salt: None, folder, log: None }
+        Self { built, salt: None, folder, log: None, user: None }
     }
 
     /// Has the agent write into its log what `filter` (as of `RUST_LOG`) lets through.
     pub fn with_log(mut self, filter: &str) -> Self {
         self.log = Some(filter.to_owned());
         self
+    }
+
+    /// A node of [`ORDINARY_USER`], with a home of its own, which holds the data directory, and copies of all that it reads.
+    ///
+    /// # Panics
+    /// Where the tests were not started by `cargo xtask test`, or not as root.
+    pub fn of_an_ordinary_user() -> Self {
+        let mut node = Self::new();
+        node.user = Some(ORDINARY_USER);
+        let at = |name: &str| node.folder.path().join(name);
+        // A temporary folder is its owner's alone.
+        let all_read = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(node.scratch(), all_read).expect("one's own folder");
+        for folder in ["bin", "guests", "home"] {
+            std::fs::create_dir(at(folder)).expect("a new folder");
+        }
+        node.give(&at("home"));
+        let runner = node.built.copepod.with_file_name("copepod-runner");
+        copy(&runner, &at("bin/copepod-runner"));
+        copy(&node.built.copepod, &at("bin/copepod"));
+        let guests = std::fs::read_dir(&node.built.guests).expect("the guests are built");
+        for guest in guests.flatten().filter(|it| it.path().extension().is_some()) {
+            copy(&guest.path(), &at("guests").join(guest.file_name()));
+        }
+        (node.built.copepod, node.built.guests) = (at("bin/copepod"), at("guests"));
+        node
+    }
+
+    /// Makes a file or folder the ordinary user's.
+    ///
+    /// # Panics
+    /// Where it is not there.
+    pub fn give(&self, path: &Path) {
+        std::os::unix::fs::chown(path, self.user, self.user).expect("root gives what it will");
     }
 
     /// The built programs.
@@ -106,9 +146,10 @@ impl Node {
         self.salt = salt.map(str::to_owned);
     }
 
-    /// The data directory.
+    /// The data directory. An ordinary user's is where the programs choose it.
     pub fn data(&self) -> std::path::PathBuf {
-        self.folder.path().join("data")
+        let own = if self.user.is_some() { "home/.local/share/copepod" } else { "data" };
+        self.folder.path().join(own)
     }
 
     /// A folder for a test's own files, gone with the node.
@@ -124,8 +165,17 @@ impl Node {
     /// `copepod <arguments>` on this data directory.
     pub fn copepod(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.built.copepod);
-        command.arg("--data-dir").arg(self.data()).args(arguments);
-        command.env("COPEPOD_NFT", &self.built.nft).stdin(Stdio::null());
+        match self.user {
+            Some(user) => command
+                .uid(user)
+                .gid(user)
+                .current_dir("/")
+                .env("HOME", self.folder.path().join("home"))
+                .env_remove("XDG_DATA_HOME")
+                .env_remove("COPEPOD_RUNNER"),
+            None => command.arg("--data-dir").arg(self.data()),
+        };
+        command.args(arguments).env("COPEPOD_NFT", &self.built.nft).stdin(Stdio::null());
         command.envs(self.log.iter().map(|filter| ("COPEPOD_LOG", filter)));
         command.envs(self.salt.iter().map(|salt| ("COPEPOD_ENGINE_SALT", salt)));
         command
@@ -185,7 +235,8 @@ impl Node {
     /// `copepod run --detach` of a manifest of examples/, whose images are loaded first.
     pub fn start_example(&self, name: &str, guests: &[&str]) {
         self.load(guests);
-        self.ok(&["run", "--detach", &manifest::example(name)]);
+        let manifest = std::fs::read(manifest::example(name)).expect("an example's manifest");
+        self.ok(&["run", "--detach", &self.write("example.yaml", manifest)]);
     }
 
     /// A pod as the node reports it; none where it has no such pod.
@@ -254,6 +305,12 @@ impl Node {
         host::processes(&self.mark()).into_iter().filter(mine).map(|(pid, _)| pid).collect()
     }
 
+    /// The process of the broker of an ordinary user's pods, if one runs.
+    pub fn broker(&self) -> Option<u32> {
+        let mine = |(_, line): &(u32, String)| line.contains("__broker");
+        host::processes(&self.mark()).into_iter().find(mine).map(|(pid, _)| pid)
+    }
+
     /// Kills the agent as a crash would, and waits until it is gone.
     ///
     /// # Panics
@@ -311,6 +368,13 @@ impl Drop for Node {
             }
         }
         host::sweep(&mark);
+    }
+}
+
+/// A second name for the file where it can have one, else a copy.
+fn copy(from: &Path, to: &Path) {
+    if std::fs::hard_link(from, to).is_err() {
+        std::fs::copy(from, to).expect("a built file can be read");
     }
 }
 

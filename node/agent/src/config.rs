@@ -14,7 +14,7 @@ pub struct AgentConfig {
     pub data: PathBuf,
     /// The runner's program.
     pub runner: PathBuf,
-    /// The program with the compile child, which is `copepod` itself.
+    /// The program with the compile child and the broker, which is `copepod` itself.
     pub compiler: PathBuf,
     /// The block that pod addresses come from, e.g. `10.64.0.0/18`; none: a free one, kept.
     pub pod_cidr: Option<Cidr>,

@@ -93,7 +93,11 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(),
     let engine =
         copepod_image::engine_hash(config.engine_salt.as_ref()).map_err(AgentError::Engine)?;
     let own = programs.install(&config, engine).map_err(at(&data.join("bin")))?;
-    let host = Host::enter(HostConfig { pod_cidr: config.pod_cidr, ..HostConfig::new(&data) })?;
+    let arguments = ["__broker", "--data-dir"].map(str::to_owned);
+    let arguments = arguments.into_iter().chain([data.to_string_lossy().into_owned()]).collect();
+    let broker = Some((own.compiler.program.clone(), arguments));
+    let host =
+        Host::enter(HostConfig { pod_cidr: config.pod_cidr, broker, ..HostConfig::new(&data) })?;
     for warning in host.warnings() {
         tracing::warn!(warning);
     }

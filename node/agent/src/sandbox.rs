@@ -287,6 +287,10 @@ fn host_folder(path: &Path, create: bool, checked: bool) -> Result<std::os::fd::
             path.display()
         ));
     }
+    // An ordinary user's agent may show what this user may read. What it cannot open, its runner could not either.
+    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&found, ".", readable, Mode::empty())
+        .map_err(|error| format!("hostPath {}: {error}", path.display()))?;
     Ok(found)
 }
 

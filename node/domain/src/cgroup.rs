@@ -273,6 +273,49 @@ impl Cgroups for V1 {
     }
 }
 
+/// No hierarchy that this user may change: nothing is limited or counted here, and a group is a name only.
+#[derive(Debug)]
+pub(crate) struct NoGroups;
+
+impl Cgroups for NoGroups {
+    fn create(&self, _: &str, _: Limits) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn add(&self, _: &str, _: Pid) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_memory(&self, _: &str, _: Option<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn usage(&self, _: &str) -> io::Result<Usage> {
+        // What containers use is in their runner's own ledger.
+        Ok(Usage::default())
+    }
+
+    fn members(&self, _: &str) -> io::Result<Vec<Pid>> {
+        Ok(Vec::new())
+    }
+
+    fn kill(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        "none: an ordinary user may make none".into()
+    }
+}
+
 /// Only while they are verifiably in the group: a number alone could be someone else's by now.
 fn kill_each(processes: &[Pid]) -> io::Result<()> {
     for &process in processes {

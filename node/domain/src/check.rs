@@ -10,12 +10,13 @@ use std::path::Path;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup;
+use crate::cgroup::{self, Cgroups, NoGroups};
 use crate::error::{HostError, Step};
 use crate::mounts;
 use crate::netlink::{Change, Netlink};
 use crate::nft::{self, Nft};
 use crate::sys::{self, MountChange};
+use crate::user;
 
 /// One thing that a machine can have or lack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +43,12 @@ pub fn check_host(scratch: &Path) -> Vec<Check> {
         lost_without_it: lost.into(),
         remedy: remedy.into(),
     };
-    vec![
+    let mut checks = vec![
         check(
             "root",
-            if root { Ok("yes".into()) } else { Err("no".into()) },
-            "pods with an address of their own, isolation domains, volumes of the host",
-            "run as root; an ordinary user gets a user namespace and published ports only",
+            if root { Ok("yes".into()) } else { Err("no: an ordinary user's pods".into()) },
+            "a user of its own for each isolation domain, cgroups, settings of the machine, pod addresses that the host reaches",
+            "run as root; an ordinary user's pods run in a user namespace, with ports by --publish",
         ),
         check(
             "kernel",
@@ -69,44 +70,69 @@ pub fn check_host(scratch: &Path) -> Vec<Check> {
             "the list of system calls that a runner may make; runners do not start without it",
             "use a kernel with CONFIG_SECCOMP_FILTER",
         ),
-        check(
-            "idmapped mounts",
-            idmapped(scratch),
-            "volumes of the host and persistent volumes in pods",
-            "keep the data directory and volumes on ext4, xfs, btrfs or tmpfs, and use Linux 6.1 or newer",
-        ),
-        check(
-            "user namespaces",
-            user_namespaces(),
-            "idmapped mounts, and running as an ordinary user",
-            "set user.max_user_namespaces above 0",
-        ),
-        check(
-            "network namespaces",
-            if root { network_namespaces() } else { Err("not tried: not root".into()) },
-            "pods with an address of their own",
-            "use a kernel with CONFIG_NET_NS and CONFIG_VETH (modprobe veth)",
-        ),
-        check(
-            "cgroups",
-            cgroup::find("copepod-check")
-                .map(|groups| groups.describe())
-                .map_err(|e| e.to_string()),
-            "limiting the memory of an isolation domain; nothing starts without it",
-            "mount cgroup2 at /sys/fs/cgroup with the controllers memory and pids",
-        ),
-        check(
-            "nft",
-            match Nft::find(None) {
-                Some(nft) => nft
-                    .version()
-                    .map(|version| format!("{version} at {}", nft.program().display()))
-                    .map_err(|error| format!("{} does not run: {error}", nft.program().display())),
-                None => Err("not found".into()),
-            },
-            "reaching the world beyond this machine, hostPort, and the second judge of every packet",
-            nft::REMEDY,
-        ),
+    ];
+    if root {
+        checks.extend([
+            check(
+                "idmapped mounts",
+                idmapped(scratch),
+                "volumes of the host and persistent volumes in pods",
+                "keep the data directory and volumes on ext4, xfs, btrfs or tmpfs, and use Linux 6.1 or newer",
+            ),
+            check(
+                "user namespaces",
+                sys::user_namespace(0, 0).map(|_| "yes".into()).map_err(|error| error.to_string()),
+                "idmapped mounts, and running as an ordinary user",
+                "set user.max_user_namespaces above 0",
+            ),
+            check(
+                "network namespaces",
+                network_namespaces(),
+                "pods with an address of their own",
+                "use a kernel with CONFIG_NET_NS and CONFIG_VETH (modprobe veth)",
+            ),
+            check(
+                "cgroups",
+                cgroup::find("copepod-check")
+                    .map(|groups| groups.describe())
+                    .map_err(|e| e.to_string()),
+                "limiting the memory of an isolation domain; nothing starts without it",
+                "mount cgroup2 at /sys/fs/cgroup with the controllers memory and pids",
+            ),
+            check(
+                "nft",
+                match Nft::find(None) {
+                    Some(nft) => nft
+                        .version()
+                        .map(|version| format!("{version} at {}", nft.program().display()))
+                        .map_err(|error| {
+                            format!("{} does not run: {error}", nft.program().display())
+                        }),
+                    None => Err("not found".into()),
+                },
+                "reaching the world beyond this machine, hostPort, and the second judge of every packet",
+                nft::REMEDY,
+            ),
+        ]);
+    } else {
+        checks.extend([
+            check(
+                "user namespaces",
+                sys::try_ground_of_a_user()
+                    .map(|()| "yes, with mounts and networks".into())
+                    .map_err(|error| error.to_string()),
+                "running pods as an ordinary user",
+                &user::remedy(&|file| fs::read_to_string(file).ok()),
+            ),
+            check(
+                "cgroups",
+                Err(NoGroups.describe()),
+                "a limit of the kernel's on an isolation domain's memory and threads; a container's own limits are kept by its runner",
+                "run as root",
+            ),
+        ]);
+    }
+    checks.extend([
         check(
             "open files",
             at_least(rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum, 65_536),
@@ -135,7 +161,8 @@ pub fn check_host(scratch: &Path) -> Vec<Check> {
             "compiling large modules (up to 4 GiB), and pods beyond it",
             "free memory, or add some",
         ),
-    ]
+    ]);
+    checks
 }
 
 fn at_least(found: Option<u64>, wanted: u64) -> Result<String, String> {
@@ -179,12 +206,6 @@ fn free_memory() -> Result<String, String> {
         .ok_or("the kernel does not say")?;
     let found = format!("{} MiB", kib >> 10);
     if kib >= 512 << 10 { Ok(found) } else { Err(found) }
-}
-
-fn user_namespaces() -> Result<String, String> {
-    let root = rustix::process::geteuid().as_raw();
-    // An ordinary user maps itself, root anybody.
-    sys::user_namespace(0, root).map(|_| "yes".into()).map_err(|error| error.to_string())
 }
 
 fn idmapped(scratch: &Path) -> Result<String, String> {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use copepod_shim::stage::{self, Begin, FromRunner, ToRunner};
+use copepod_shim::stage::{self, Begin, FromRunner, Outside, ToRunner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -28,6 +28,7 @@ use crate::netlink::Change;
 use crate::network::{self, Link};
 use crate::sys;
 use crate::tree::{self, Record, RunnerRecord, Tree};
+use crate::user;
 
 /// How long each step of a runner's birth may take; hundreds start at once on a machine that comes up.
 const BIRTH: Duration = Duration::from_secs(30);
@@ -131,7 +132,7 @@ impl Domain {
         &self.inner.program
     }
 
-    /// The user and group that the runner has, and nobody else.
+    /// The user and group that the runner has, and nobody else; under an ordinary user's agent, all runners and the agent.
     pub fn uid(&self) -> u32 {
         self.inner.uid
     }
@@ -224,7 +225,9 @@ impl Domain {
             if read_only {
                 attributes |= libc::MOUNT_ATTR_RDONLY;
             }
-            let owners = if idmap { Some(shared.owners()?) } else { None };
+            // Where there is one user only, owners are what they are.
+            let maps = idmap && shared.host.user.is_none();
+            let owners = if maps { Some(shared.owners()?) } else { None };
             mounts::bind(shared.root.as_fd(), source, &target, attributes, owners)
         })
         .await
@@ -444,15 +447,18 @@ impl Birth<'_> {
 
         // A copy of the shared root: what is mounted in the one later arrives in the other.
         let seen = mounts::copy_of(root.as_fd()).step(|| "copy the domain's root".into())?;
+        let outside = host.user.as_ref().map(user::Ground::socket_of_runner).transpose()?;
+        let block = Outside { base: host.block.base(), prefix: host.block.prefix() };
         let begin = Begin {
             domain: spec.id.host_name().to_owned(),
             uid: record.uid,
             own_network: record.own_network,
             mount_point: self.tree.root().to_string_lossy().into_owned(),
             max_files: host.max_files,
-            outside: None,
+            outside: outside.as_ref().map(|_| block),
         };
-        let descriptors = [listener.as_fd(), seen.as_fd(), host.namespace.as_fd()];
+        let mut descriptors = vec![listener.as_fd(), seen.as_fd(), host.namespace.as_fd()];
+        descriptors.extend(outside.as_ref().map(AsFd::as_fd));
         self.tell(&ToRunner::Begin(begin), &descriptors)?;
         self.expect(|said| matches!(said, FromRunner::Unshared).then_some(()))?;
         let link = if record.own_network {
@@ -460,7 +466,16 @@ impl Birth<'_> {
             let namespace = fs::File::open(&path).step(|| format!("open {path}"))?;
             let mut netlink = host.netlink();
             let namespace = namespace.as_fd();
-            Some(Link::make(&mut netlink, host.id, record.index, host.block, host.mtu, namespace)?)
+            let place = host.place();
+            Some(Link::make(
+                &mut netlink,
+                host.id,
+                record.index,
+                host.block,
+                host.mtu,
+                place,
+                namespace,
+            )?)
         } else {
             None
         };
@@ -536,7 +551,11 @@ fn same_process(record: &RunnerRecord) -> Result<Option<(OwnedFd, Pid)>, HostErr
         reap(process.as_fd());
         return Ok(None);
     }
-    let same = program_of(pid).is_ok_and(|program| program == record.program);
+    let same = match program_of(pid) {
+        Ok(program) => program == record.program,
+        // A runner of an ordinary user whose namespaces nobody kept: no agent may look at it again, but end it. Number and start suffice.
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    };
     Ok(same.then_some((process, pid)))
 }
 
@@ -554,7 +573,7 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
     let link = if record.own_network {
         let path = format!("/proc/{}/ns/net", runner.pid);
         let namespace = fs::File::open(&path).step(|| format!("open {path}"))?;
-        match Link::find(host.id, record.index, host.block, namespace.as_fd()) {
+        match Link::find(host.id, record.index, host.block, host.place(), namespace.as_fd()) {
             Ok(link) => Some(Mutex::new(link)),
             Err(error) => {
                 tracing::warn!(domain = %id, %error, "a runner without its link cannot be adopted");

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{self, Cgroups};
+use crate::broker;
+use crate::cgroup::{self, Cgroups, NoGroups};
 use crate::cidr::Cidr;
 use crate::domain;
 use crate::domain::{Adopted, Domain, DomainSpec};
@@ -23,12 +24,16 @@ use crate::netlink::{Change, Netlink};
 use crate::network;
 use crate::nft::{self, Nft, Rules};
 use crate::tree::Tree;
+use crate::user;
 
 /// A runner's instances need five map entries each; the kernel's default of 65,530 is reached at 13,388 (measured), and 28,000 ran with this.
 const MAX_MAP_COUNT: u64 = 1_048_576;
 
 /// Most open files of the agent and of each runner: the kernel's own default ceiling (`fs.nr_open`).
 const MAX_FILES: u64 = 1_048_576;
+
+/// The longest packet of a domain's link where no other link says so: Ethernet's.
+const LINK_MTU: u32 = 1500;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -45,6 +50,9 @@ pub struct HostConfig {
     pub denied_node_ports: Vec<u16>,
     /// The `nft` program; none: as [`Nft::find`] finds it.
     pub nft: Option<PathBuf>,
+    /// The program that is the broker ([`crate::broker::serve`] on its standard input), with its arguments: for an ordinary user's
+    /// pods, which do not run without.
+    pub broker: Option<(PathBuf, Vec<String>)>,
 }
 
 impl HostConfig {
@@ -57,6 +65,7 @@ impl HostConfig {
             masquerade_exceptions: Vec::new(),
             denied_node_ports: Vec::new(),
             nft: None,
+            broker: None,
         }
     }
 }
@@ -87,6 +96,8 @@ pub(crate) struct Inner {
     pub(crate) max_files: u64,
     pub(crate) cgroups: Box<dyn Cgroups>,
     pub(crate) namespace: OwnedFd,
+    /// An ordinary user's namespaces; none for root.
+    pub(crate) user: Option<user::Ground>,
     netlink: Mutex<Netlink>,
     indexes: Mutex<()>,
     nft: Option<Nft>,
@@ -95,17 +106,15 @@ pub(crate) struct Inner {
 }
 
 impl Host {
-    /// Takes possession: the pinned mount namespace, the claim of addresses, the limits, the packet filter.
+    /// Takes possession: the pinned mount namespace, the claim of addresses, the limits, the packet filter. An ordinary user enters a
+    /// user namespace first, and what is root's alone is left out.
     ///
     /// To be called before any thread is started that touches the data directory: the mount namespace is the calling thread's and that
-    /// of threads it starts later.
+    /// of threads it starts later. Of an ordinary user's process it has to be the only thread.
     ///
     /// # Errors
-    /// Not root; the configured block is occupied; a step that the kernel refused.
+    /// Not root, and no user namespaces here, or no broker; the configured block is occupied; a step that the kernel refused.
     pub fn enter(config: HostConfig) -> Result<Self, HostError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(HostError::NotRoot);
-        }
         let data = &config.data;
         fs::DirBuilder::new()
             .recursive(true)
@@ -114,8 +123,16 @@ impl Host {
             .step(|| format!("make {}", data.display()))?;
         let data = fs::canonicalize(data).step(|| format!("find {}", data.display()))?;
         let id = id_of(&data)?;
+        if !rustix::process::geteuid().is_root() {
+            let (program, arguments) = config.broker.as_ref().ok_or(HostError::NotRoot)?;
+            let ground = user::Ground::enter(&data, program, arguments)?;
+            let namespace = ground.host.try_clone().step(|| "copy a descriptor".into())?;
+            let entered = Inner::enter(config, data, id, namespace, Some(ground))?;
+            return Ok(Self { inner: Arc::new(entered) });
+        }
         let (namespace, fresh) = mounts::enter_pinned_namespace(&data)?;
-        let entered = Inner::enter(config, data.clone(), id, &namespace);
+        let copy = namespace.try_clone().step(|| "copy a descriptor".into())?;
+        let entered = Inner::enter(config, data.clone(), id, copy, None);
         // What a first start could not finish is not left behind; after a restart, runners may live in it.
         if entered.is_err() && fresh {
             let undone =
@@ -206,9 +223,12 @@ impl Host {
         Ok(programs)
     }
 
-    /// What was changed on this machine, a line each, for `--explain`.
+    /// What was changed on this machine, a line each, for `--explain`. Nothing where an ordinary user runs the agent.
     pub fn explain(&self) -> Vec<String> {
         let Inner { id, block, data, .. } = &*self.inner;
+        if self.inner.user.is_some() {
+            return Vec::new();
+        }
         let mut lines = vec![
             format!("mount namespace pinned at {}", data.join("ns/mnt").display()),
             format!("route: {block} unreachable (protocol {})", crate::netlink::PROTOCOL),
@@ -246,13 +266,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })
 }
 
+fn place(user: Option<&user::Ground>) -> network::Place<'_> {
+    user.map_or(network::Place::Host, |user| network::Place::Own(user.network.as_fd()))
+}
+
 impl Inner {
-    /// The second part of [`Host::enter`], in the pinned mount namespace.
+    /// The second part of [`Host::enter`], in the data directory's mount namespace.
     fn enter(
         config: HostConfig,
         data: PathBuf,
         id: DataId,
-        namespace: &OwnedFd,
+        namespace: OwnedFd,
+        user: Option<user::Ground>,
     ) -> Result<Self, HostError> {
         let domains = data.join("domains");
         fs::DirBuilder::new()
@@ -263,6 +288,28 @@ impl Inner {
 
         let mut warnings = Vec::new();
         let max_files = raise_max_files(&mut warnings)?;
+        let place = place(user.as_ref());
+        let mut netlink = place.netlink()?;
+        if user.is_some() {
+            // What an ordinary user cannot raise, `copepod check` tells; here one line says it all.
+            warnings = vec![user::LOST.into()];
+            let block = network::claim(&mut netlink, &data, id, config.pod_cidr, place)?;
+            return Ok(Self {
+                data,
+                id,
+                block,
+                mtu: LINK_MTU,
+                max_files,
+                cgroups: Box::new(NoGroups),
+                namespace,
+                user,
+                netlink: Mutex::new(netlink),
+                indexes: Mutex::new(()),
+                nft: None,
+                egress: true,
+                warnings,
+            });
+        }
         let cgroups = cgroup::find(&id.table()).map_err(|source| HostError::Unsupported {
             what: "limiting the memory of pods".into(),
             remedy: format!(
@@ -270,8 +317,7 @@ impl Inner {
             ),
         })?;
 
-        let mut netlink = Netlink::open().step(|| "ask the kernel for its network".into())?;
-        let block = network::claim(&mut netlink, &data, id, config.pod_cidr)?;
+        let block = network::claim(&mut netlink, &data, id, config.pod_cidr, place)?;
         raise_max_map_count(&mut warnings)?;
         let uplink = network::uplink(&mut netlink)?;
         let nft = Nft::find(config.nft.as_deref());
@@ -299,7 +345,7 @@ impl Inner {
             }
         }
         network::confine_to_block(&mut netlink, block, !egress)?;
-        let mtu = uplink.map_or(1500, |(_, mtu)| mtu).clamp(1280, 65_535);
+        let mtu = uplink.map_or(LINK_MTU, |(_, mtu)| mtu).clamp(1280, 65_535);
         Ok(Self {
             data,
             id,
@@ -307,13 +353,19 @@ impl Inner {
             mtu,
             max_files,
             cgroups,
-            namespace: namespace.try_clone().step(|| "copy a descriptor".into())?,
+            namespace,
+            user: None,
             netlink: Mutex::new(netlink),
             indexes: Mutex::new(()),
             nft,
             egress,
             warnings,
         })
+    }
+
+    /// Where the domains' links end on our side.
+    pub(crate) fn place(&self) -> network::Place<'_> {
+        place(self.user.as_ref())
     }
 
     pub(crate) fn netlink(&self) -> MutexGuard<'_, Netlink> {
@@ -347,23 +399,26 @@ impl Inner {
         let file = self.data.join("next-domain");
         let next: u16 =
             fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let first = self.id.first_uid();
         let mut taken = std::collections::BTreeSet::new();
         for id in self.existing_domains()? {
             let record = Tree::new(&self.data, id.as_str()).read_record();
-            taken.extend(record.map(|record| record.uid));
+            taken.extend(record.map(|record| record.index));
         }
         // The pods' log directories belong to their domain's user and outlive the domain.
         for log in fs::read_dir(self.data.join("logs/pods")).into_iter().flatten().flatten() {
-            taken.extend(log.metadata().ok().map(|status| status.uid()));
+            let owner = log.metadata().ok().and_then(|status| status.uid().checked_sub(first));
+            taken.extend(owner.and_then(|number| u16::try_from(number).ok()).map(DomainIndex));
         }
-        let first = self.id.first_uid();
         let index = (0..=u16::MAX)
-            .map(|step| next.wrapping_add(step))
-            .find(|&index| !taken.contains(&(first + u32::from(index))))
+            .map(|step| DomainIndex(next.wrapping_add(step)))
+            .find(|index| !taken.contains(index))
             .ok_or(HostError::Exhausted("user for another domain"))?;
-        fs::write(&file, index.wrapping_add(1).to_string())
+        fs::write(&file, index.0.wrapping_add(1).to_string())
             .step(|| format!("write {}", file.display()))?;
-        write(DomainIndex(index), first + u32::from(index))
+        // An ordinary user has one user to give, and is it.
+        let uid = if self.user.is_some() { 0 } else { first + u32::from(index.0) };
+        write(index, uid)
     }
 
     /// Unless another data directory's runners may live by the same settings: it has claimed its addresses before it takes the lock.
@@ -377,6 +432,12 @@ impl Inner {
     fn reset(&self) -> Result<(), HostError> {
         for id in self.existing_domains()? {
             domain::remove(self, &id)?;
+        }
+        if self.user.is_some() {
+            // The rest is in namespaces that end with this process, and so does their broker.
+            let _ = fs::remove_file(self.data.join("network.json"));
+            let _ = fs::remove_file(broker::socket_path(&self.data));
+            return Ok(());
         }
         if let Some(nft) = &self.nft {
             nft.remove(self.id)?;

@@ -2,12 +2,13 @@
 //!
 //! Start at [`host`], everything that one data directory owns on this machine; then [`domain`], one runner and its fences.
 //! Below them: [`network`] (veth, routes, the claim of addresses) over [`netlink`]; [`nft`], the second judge; [`mounts`]; [`tree`],
-//! the domain's directory; [`cgroup`]. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do.
+//! the domain's directory; [`cgroup`]. For an ordinary user: `user`, the ground under all of it, and [`broker`], the way out. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do.
 //!
 //! Elsewhere: what runs in a runner and how it gives up its privileges (`copepod-runner`); pods, volumes and the journal (`copepod-agent`).
 //! Invariant: whatever is made on the host carries the data directory's id, and [`host::Host::reset`] finds and undoes it.
 
 mod authorities;
+pub mod broker;
 pub mod cgroup;
 pub mod check;
 pub mod cidr;
@@ -22,6 +23,7 @@ pub mod nft;
 pub mod pool;
 mod sys;
 pub mod tree;
+mod user;
 
 pub use check::{Check, check_host};
 pub use cidr::Cidr;

@@ -154,7 +154,7 @@ pub(crate) fn enter_pinned_namespace(data: &Path) -> Result<(OwnedFd, bool), Hos
 }
 
 /// Moves the calling thread into a new namespace, set up for domains.
-fn make_namespace(data: &Path) -> Result<OwnedFd, HostError> {
+pub(crate) fn make_namespace(data: &Path) -> Result<OwnedFd, HostError> {
     sys::unshare(UnshareFlags::NEWNS).step(|| "make a mount namespace".into())?;
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slave).step(|| "receive the host's mounts only".into())?;

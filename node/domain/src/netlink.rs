@@ -213,6 +213,42 @@ impl Netlink {
         })
     }
 
+    /// The link through which packets to an address leave; none where the address is this namespace's own.
+    ///
+    /// # Errors
+    /// The kernel's, above all that there is no route.
+    pub fn link_towards(&mut self, to: IpAddr) -> io::Result<Option<u32>> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = family(to);
+        ask.header.destination_prefix_length = Change::whole(to).1;
+        ask.attributes.push(RouteAttribute::Destination(to.into()));
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut bytes = Vec::new();
+        write(&mut bytes, Message::GetRoute(ask), 0, sequence);
+        self.socket.send(&bytes, 0)?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.receive(|message| match message.payload {
+                _ if message.header.sequence_number != sequence => {}
+                NetlinkPayload::InnerMessage(Message::NewRoute(route)) => {
+                    let link = route.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Oif(link) => Some(*link),
+                        _ => None,
+                    });
+                    let is_beyond = route.header.kind == RouteType::Unicast;
+                    answer = Some(Ok(link.filter(|_| is_beyond)));
+                }
+                NetlinkPayload::Error(error) => {
+                    let code = error.code.map_or(libc::EIO, |code| code.get().saturating_abs());
+                    answer = Some(Err(io::Error::from_raw_os_error(code)));
+                }
+                _ => {}
+            })?;
+        }
+        answer.unwrap_or(Ok(None))
+    }
+
     /// The numbers and names of all links.
     ///
     /// # Errors

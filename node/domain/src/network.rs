@@ -10,7 +10,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::thread::LinkNameSpaceType;
@@ -31,7 +31,7 @@ const DOMAIN_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 2));
 const INSIDE: &str = "eth0";
 
 /// Linux numbers a namespace's loopback first.
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// Where our two routing rules stand: before the main table's (32766).
 const RULE_PRIORITY: u32 = 21_900;
@@ -50,6 +50,57 @@ pub(crate) fn boot_id() -> Result<String, HostError> {
     Ok(fs::read_to_string(path).step(|| format!("read {path}"))?.trim().to_owned())
 }
 
+/// In which network the domains' links end on our side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// The host's, which is the calling thread's: shared with every other data directory.
+    Host,
+    /// One of this data directory's own, made by an ordinary user.
+    Own(BorrowedFd<'a>),
+}
+
+impl Place<'_> {
+    /// The network's name, as the kernel tells it.
+    fn name(self) -> Result<String, HostError> {
+        let link = match self {
+            Self::Host => "/proc/thread-self/ns/net".to_owned(),
+            Self::Own(network) => format!("/proc/self/fd/{}", network.as_raw_fd()),
+        };
+        let name = fs::read_link(link).step(|| "read the network namespace".into())?;
+        Ok(name.to_string_lossy().into_owned())
+    }
+
+    /// Does what depends on the calling thread's network in this one.
+    pub(crate) fn enter<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let Self::Own(network) = self else { return work() };
+        let step = || "enter a network".to_owned();
+        let network = network.try_clone_to_owned().step(step)?;
+        on_a_thread(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(network.as_fd(), kind).step(step)?;
+            work()
+        })
+    }
+
+    /// A connection to the network's configuration.
+    pub(crate) fn netlink(self) -> Result<Netlink, HostError> {
+        self.enter(|| Netlink::open().step(|| "ask the kernel for its network".into()))
+    }
+
+    /// What is in use of the address space that guests see.
+    fn occupied(self, netlink: &mut Netlink) -> Result<Vec<Cidr>, HostError> {
+        let step = || "read addresses and routes".to_owned();
+        match self {
+            Self::Host => netlink.occupied().step(step),
+            // Nobody else is in it; but what lies beyond the host is not to be hidden behind pods.
+            Self::Own(_) => Netlink::open().and_then(|mut hosts| hosts.occupied()).step(step),
+        }
+    }
+}
+
 /// Takes the data directory's block of addresses: the one it has in this boot, else the wanted one, else a free one.
 ///
 /// The claim is a route, "this block is unreachable", of which the kernel takes only one: of two agents that want the same block, one
@@ -59,12 +110,10 @@ pub(crate) fn claim(
     data: &Path,
     id: DataId,
     wanted: Option<Cidr>,
+    place: Place<'_>,
 ) -> Result<Cidr, HostError> {
     let file = data.join("network.json");
-    let namespace = fs::read_link("/proc/thread-self/ns/net")
-        .step(|| "read the network namespace".into())?
-        .to_string_lossy()
-        .into_owned();
+    let namespace = place.name()?;
     let boot = boot_id()?;
     let kept: Option<Claim> =
         fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -90,8 +139,11 @@ pub(crate) fn claim(
         return Ok(kept.block);
     }
 
-    release_orphans(netlink, &namespace)?;
-    let occupied = netlink.occupied().step(|| "read addresses and routes".into())?;
+    let is_shared = matches!(place, Place::Host);
+    if is_shared {
+        release_orphans(netlink, &namespace)?;
+    }
+    let occupied = place.occupied(netlink)?;
     let preferred = kept.map(|kept| kept.block);
     let choices: Vec<Cidr> = match wanted {
         Some(wanted) => vec![wanted],
@@ -110,8 +162,10 @@ pub(crate) fn claim(
             Err(error) => return Err(error).step(|| format!("claim {block}")),
         }
         set_up(netlink, block)?;
-        let owner = Owner { data: data.to_owned(), namespace: namespace.clone() };
-        write_json(&owner_file(block), &owner)?;
+        if is_shared {
+            let owner = Owner { data: data.to_owned(), namespace: namespace.clone() };
+            write_json(&owner_file(block), &owner)?;
+        }
         write_json(&file, &Claim { block, boot, namespace })?;
         return Ok(block);
     }
@@ -256,6 +310,7 @@ impl Link {
         index: DomainIndex,
         block: Cidr,
         mtu: u32,
+        place: Place<'_>,
         namespace: BorrowedFd<'_>,
     ) -> Result<Self, HostError> {
         let name = id.link(index);
@@ -265,22 +320,11 @@ impl Link {
         netlink.apply(&[Change::remove_link(&name)]).step(step)?;
         let add = Change::add_veth(&name, outer, mtu, INSIDE, inner, namespace);
         netlink.apply(&[add]).step(step)?;
-        let number = link_number(&name).step(step)?;
-        for (key, value) in [
-            // Of the kernel's two values for a link and for all links the stricter holds.
-            ("ipv4/conf/{}/rp_filter", "1"),
-            ("ipv4/conf/{}/forwarding", "1"),
-            ("ipv4/conf/{}/accept_redirects", "0"),
-            ("ipv4/conf/{}/send_redirects", "0"),
-            ("ipv4/conf/{}/accept_source_route", "0"),
-            ("ipv4/conf/{}/accept_local", "0"),
-            ("ipv4/conf/{}/route_localnet", "0"),
-        ] {
-            let path = format!("/proc/sys/net/{}", key.replace("{}", &name));
-            fs::write(&path, value).step(|| format!("write {path}"))?;
-        }
-        // Without IPv6 there is no link-local address over which a runner could reach a daemon of the host.
-        write_if_there(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+        let settings_of = name.clone();
+        let number = place.enter(move || {
+            set_our_end(&settings_of)?;
+            link_number(&settings_of).step(|| format!("find the link {settings_of}"))
+        })?;
         netlink
             .apply(&[Change::set_up(number), Change::add_neighbour(DOMAIN_SIDE, inner, number)])
             .step(step)?;
@@ -290,14 +334,7 @@ impl Link {
 
     fn make_inside(namespace: BorrowedFd<'_>, host: [u8; 6]) -> Result<Netlink, HostError> {
         let step = || "set the domain's network up".to_owned();
-        let namespace = namespace.try_clone_to_owned().step(step)?;
-        on_a_thread(move || {
-            use std::os::fd::AsFd;
-            rustix::thread::move_into_link_name_space(
-                namespace.as_fd(),
-                Some(LinkNameSpaceType::Network),
-            )
-            .step(step)?;
+        Place::Own(namespace).enter(move || {
             // The files under /proc/sys/net are those of the thread that opens them.
             let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
             fs::write(path, "0").step(|| format!("write {path}"))?;
@@ -322,19 +359,13 @@ impl Link {
         id: DataId,
         index: DomainIndex,
         block: Cidr,
+        place: Place<'_>,
         namespace: BorrowedFd<'_>,
     ) -> Result<Self, HostError> {
         let name = id.link(index);
-        let step = || format!("find the link {name}");
-        let number = link_number(&name).step(step)?;
-        let namespace = namespace.try_clone_to_owned().step(step)?;
-        let inside = on_a_thread(move || {
-            use std::os::fd::AsFd;
-            let step = || "enter the domain's network".to_owned();
-            let kind = Some(LinkNameSpaceType::Network);
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).step(step)?;
-            Netlink::open().step(step)
-        })?;
+        let number =
+            place.enter(move || link_number(&name).step(|| format!("find the link {name}")))?;
+        let inside = Place::Own(namespace).netlink()?;
         Ok(Self { index: number, gateway: block.gateway(), inside })
     }
 
@@ -353,6 +384,25 @@ impl Link {
         host.apply(&[Change::remove_route_via(address, DOMAIN_SIDE, self.index)]).step(step)?;
         self.inside.apply(&[Change::remove_local(address, LOOPBACK)]).step(step)
     }
+}
+
+/// Settings of a link's end on our side, of the calling thread's network.
+fn set_our_end(name: &str) -> Result<(), HostError> {
+    for (key, value) in [
+        // Of the kernel's two values for a link and for all links the stricter holds.
+        ("ipv4/conf/{}/rp_filter", "1"),
+        ("ipv4/conf/{}/forwarding", "1"),
+        ("ipv4/conf/{}/accept_redirects", "0"),
+        ("ipv4/conf/{}/send_redirects", "0"),
+        ("ipv4/conf/{}/accept_source_route", "0"),
+        ("ipv4/conf/{}/accept_local", "0"),
+        ("ipv4/conf/{}/route_localnet", "0"),
+    ] {
+        let path = format!("/proc/sys/net/{}", key.replace("{}", name));
+        fs::write(&path, value).step(|| format!("write {path}"))?;
+    }
+    // Without IPv6 there is no link-local address over which a runner could reach a daemon of the host.
+    write_if_there(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")
 }
 
 fn link_number(name: &str) -> io::Result<u32> {

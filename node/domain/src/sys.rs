@@ -56,6 +56,57 @@ pub(crate) fn change_mount(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes a process's new user namespace one in which its own user and group, and nobody else, is 0.
+pub(crate) fn map_one_user(process: &str, uid: u32, gid: u32) -> io::Result<()> {
+    // An ordinary user may map a group only where nobody can leave one: a group can also be what a file is closed to.
+    std::fs::write(format!("/proc/{process}/setgroups"), "deny")?;
+    std::fs::write(format!("/proc/{process}/uid_map"), format!("0 {uid} 1"))?;
+    std::fs::write(format!("/proc/{process}/gid_map"), format!("0 {gid} 1"))
+}
+
+/// Has a socket send and receive through one link only, by its number. Only root can take that back.
+pub(crate) fn bind_to_link(socket: impl AsFd, link: u32) -> io::Result<()> {
+    let link = libc::c_int::try_from(link).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the option is one `int`, of which pointer and size are given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw const link).cast(),
+            size_of_val(&link) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Tries, in a process of its own, what an ordinary user's pods stand on: mounts and a network in a new user namespace.
+pub(crate) fn try_ground_of_a_user() -> io::Result<()> {
+    // SAFETY: as in `user_namespace`; this child also leaves its namespaces and looks at its own errno, which take no lock either.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+    if pid == 0 {
+        // SAFETY: this process has one thread, and both calls take numbers alone. The second does not return.
+        unsafe {
+            let left = libc::syscall(libc::SYS_unshare, libc::CLONE_NEWNS | libc::CLONE_NEWNET);
+            libc::syscall(
+                libc::SYS_exit_group,
+                if left == 0 { 0 } else { *libc::__errno_location() },
+            );
+        }
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::Other)?;
+    let ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    match ended.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(error)),
+        None => Err(io::ErrorKind::Other.into()),
+    }
+}
+
 /// A user namespace in which user and group `inside` stand for `outside`: for idmapped mounts, nothing ever runs in it.
 pub(crate) fn user_namespace(inside: u32, outside: u32) -> io::Result<OwnedFd> {
     // SAFETY: a plain fork of this thread into a new user namespace. The child touches no memory and calls nothing but `pause`

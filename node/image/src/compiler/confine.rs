@@ -45,7 +45,7 @@ pub(super) fn enter(limits: &Limits) -> Result<(), String> {
     let _ = setpriority_process(None, 10);
     std::env::set_current_dir("/").map_err(|error| format!("cannot go to /: {error}"))?;
 
-    if rustix::process::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() && !is_the_only_user() {
         // SAFETY: descriptors are not unshared, and there is one thread.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC) }
             .map_err(told("leave the network"))?;
@@ -71,6 +71,11 @@ pub(super) fn enter(limits: &Limits) -> Result<(), String> {
     set_no_new_privs(true).map_err(told("give up privileges"))?;
     filter().map_err(|error| format!("cannot install the list of system calls: {error}"))?;
     die_with_parent().map_err(|error| format!("cannot watch the parent: {error}"))
+}
+
+/// Whether this is the root of an ordinary user's namespace, in which nobody else is and no group can be left.
+fn is_the_only_user() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
 /// The report's pipe breaks when the agent dies: then nobody wants the code. (`PR_SET_PDEATHSIG` would fire when the
