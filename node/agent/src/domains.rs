@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use copepod_domain::{Adopted, Domain, DomainId, DomainSpec, Host, HostError, Limits, Network};
 use copepod_shim::protocol::{Answer, Hello, PodReport, Request, VERSIONS, layout};
@@ -27,6 +27,13 @@ use crate::runner::{ConnectError, Heard, RequestError, Runner};
 
 /// Most threads of a runner: its workers and those that files are read by, with room.
 const MOST_THREADS: u32 = 1024;
+
+/// How long a runner that lives is asked for a connection before its guests are given up: it refuses agents while it has not noticed
+/// the end of many others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two such questions.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the kernel may take to end a runner that was killed.
 const DEATH: Duration = Duration::from_secs(30);
@@ -248,7 +255,7 @@ impl Domains {
             return Ok(None);
         };
         let why = match self.programs.of_runner(domain.program()) {
-            Ok(generation) => match self.connect(tree, domain.clone(), generation).await {
+            Ok(generation) => match self.connect_patiently(tree, &domain, &generation).await {
                 Ok(live) => return Ok(Some(live)),
                 // Nothing is wrong with it, and another agent can look after it.
                 Err(error @ DomainError::OtherProtocol { .. }) => return Err(error),
@@ -261,6 +268,27 @@ impl Domains {
         domain.kill();
         let _ = tokio::time::timeout(DEATH, domain.ended()).await;
         Ok(None)
+    }
+
+    async fn connect_patiently(
+        &self,
+        tree: &str,
+        domain: &Domain,
+        generation: &Generation,
+    ) -> Result<Arc<Live>, DomainError> {
+        let begin = Instant::now();
+        loop {
+            let result = self.connect(tree, domain.clone(), generation.clone()).await;
+            let is_refused =
+                matches!(&result, Err(DomainError::Connect { source: ConnectError::Wire(_), .. }));
+            if !is_refused || begin.elapsed() > PATIENCE {
+                return result;
+            }
+            // One that is about to die is refused by its kernel already.
+            if tokio::time::timeout(PAUSE, domain.ended()).await.is_ok() {
+                return result;
+            }
+        }
     }
 
     /// Removes trees of this data directory that are not in `known`: left by a crash between two steps.
