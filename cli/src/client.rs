@@ -22,6 +22,9 @@ const START: Duration = Duration::from_secs(60);
 /// How long to wait for an agent that another client started while ours found the directory taken.
 const OTHERS_START: Duration = Duration::from_secs(5);
 
+/// Far longer than the kernel takes to close what a killed agent had open.
+const AFTER_BREAK: Duration = Duration::from_millis(100);
+
 /// Between two looks at a starting agent.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -121,7 +124,10 @@ impl Client {
     /// One call with one answer; where the connection breaks, once more with the agent restarted.
     pub(crate) async fn ask(&mut self, call: &Call) -> Result<Reply, ClientError> {
         match self.ask_once(call).await {
-            Err(error) if error.is_broken() => self.ask_once(call).await,
+            Err(error) if error.is_broken() => {
+                after_break().await;
+                self.ask_once(call).await
+            }
             answered => answered,
         }
     }
@@ -282,6 +288,11 @@ impl Connection {
         self.call(call, &[]).await?;
         self.next().await
     }
+}
+
+/// Waits after a connection that broke: an agent that was killed takes connections until the kernel has closed all that it had.
+pub(crate) async fn after_break() {
+    tokio::time::sleep(AFTER_BREAK).await;
 }
 
 /// What an answer is where it does not fit, without its content.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::args::{Describe, Exec, Logs, OnePod, PodArg, Ps, PsOutput, Stats, Stop};
-use crate::client::{Client, ClientError, odd};
+use crate::client::{Client, ClientError, after_break, odd};
 use crate::exit::{NEVER, passed_on};
 use crate::log_lines::Printer;
 use crate::out::{Out, harmless};
@@ -307,6 +307,7 @@ pub(crate) async fn stop(out: Out, client: &mut Client, args: &Stop) -> Result<u
 
 /// Asks once more for a stop over which the agent went away. It may have done its work before: pods that are gone are stopped.
 async fn stop_again(client: &mut Client, call: Call, pods: &[PodName]) -> Result<(), ClientError> {
+    after_break().await;
     match client.ask(&call).await {
         Ok(Reply::Done) => return Ok(()),
         Ok(other) => return Err(odd(&other)),

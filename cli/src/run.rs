@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::args::Run;
-use crate::client::{Client, ClientError, odd};
+use crate::client::{Client, ClientError, after_break, odd};
 use crate::docker_config;
 use crate::exit::{BAD_INPUT, NEVER};
 use crate::follow::{self, Followed};
@@ -135,6 +135,7 @@ async fn ask(client: &mut Client, asked: RunPods) -> Result<Vec<AcceptedPod>, Re
     let first = client.connect().await?.ask(&call).await;
     let answer = match first {
         Err(error) if error.is_broken() => {
+            after_break().await;
             // Accepted pods are on the agent's disk before it says so.
             let all = client.connect().await?.ask(&Call::List).await?;
             match accepted_already(&all, &names, &publish) {
