@@ -68,8 +68,8 @@ pub(crate) fn load_to_run(data: &Path, file: &Path, name: &str) -> Result<String
 
 fn open(data: &Path) -> Result<Images, Failure> {
     copepod_image::install_tls_provider();
-    let mut config = ImagesConfig::default();
-    config.pull = pull_rules(&|name| std::env::var(name).ok()).map_err(|why| (BAD_INPUT, why))?;
+    let pull = pull_rules(&|name| std::env::var(name).ok()).map_err(|why| (BAD_INPUT, why))?;
+    let config = ImagesConfig { pull, ..ImagesConfig::default() };
     Images::open(&data.join("images"), &data.join("code"), config)
         .map_err(|error| (NEVER, with_causes(&error)))
 }

@@ -143,7 +143,10 @@ const FRESH: Duration = Duration::from_secs(120);
 /// The engine's settings do not fit this machine.
 pub fn engine_hash(salt: Option<&Salt>) -> Result<String, String> {
     let in_words = |error: wasmtime::Error| format!("{error:#}");
-    let engine = wasmtime::Engine::new(&copepod_shim::engine::config(salt)).map_err(in_words)?;
+    let mut config = copepod_shim::engine::config(salt);
+    // An agent asks before it enters its namespaces, which only a process of one thread can: no thread is to be started here.
+    config.parallel_compilation(false);
+    let engine = wasmtime::Engine::new(&config).map_err(in_words)?;
     let code = engine.precompile_module(b"\0asm\x01\0\0\0").map_err(in_words)?;
     // 16 bytes name one of a handful of engines; the whole would make every path longer.
     Ok(Digest::of(&code).hex()[..32].to_owned())
