@@ -112,7 +112,10 @@ pub(crate) fn children(of: u32) -> Vec<u32> {
 pub(crate) fn bundle(cache: &Cache, folder: &Path) -> Result<PathBuf> {
     let bundle = folder.join("bundle");
     let bin = bundle.join("rootfs/bin");
-    std::fs::create_dir_all(&bin)?;
+    // runc makes the folders that it mounts on, crun wants them there.
+    for folder in [&bin, &bundle.join("rootfs/dev"), &bundle.join("rootfs/proc")] {
+        std::fs::create_dir_all(folder)?;
+    }
     let busybox = debian::unpacked(cache, "busybox-static", "busybox")?;
     std::fs::copy(&busybox, bin.join("busybox"))?;
     for name in ["true", "sleep"] {

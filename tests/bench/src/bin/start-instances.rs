@@ -53,6 +53,8 @@ async fn start(socket: &str, code: &str, count: u32) -> Result<Vec<i64>> {
         runner.exit_of(&id).await?;
         runner.ask(Request::Acknowledge(id)).await?;
     }
+    // The next round begins with a pod that has started nothing.
+    runner.ask(Request::RemovePod { pod: POD.into() }).await?;
     Ok(times)
 }
 
