@@ -32,6 +32,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long a watcher that does not read is left alone before it is told again.
 const RETELL: Duration = Duration::from_millis(100);
 
+/// What has come in is journaled together, up to so much: a turn stays short.
+const MOST_TOGETHER: usize = 256;
+
 /// What the owner wakes on; what is not a variant cannot happen.
 #[derive(Debug)]
 pub(crate) enum Wake {
@@ -112,12 +115,8 @@ impl Owner {
                 None => self.inbox.recv().await,
             };
             let mut touched = BTreeSet::new();
-            let mut next = first;
-            // What has come in together is journaled together.
-            for _ in 0..256 {
-                let Some(wake) = next else { break };
+            for wake in together(first, &mut self.inbox) {
                 self.take(wake, &mut touched);
-                next = self.inbox.try_recv().ok();
             }
             let now = Timestamp::now();
             while let Some((at, uid)) = self.due.first().cloned().filter(|(at, _)| *at <= now) {
@@ -455,6 +454,12 @@ impl Owner {
     }
 }
 
+/// `first` and what has come in behind it; what is beyond a turn's measure stays where it is.
+fn together<T>(first: Option<T>, inbox: &mut mpsc::Receiver<T>) -> Vec<T> {
+    let behind = std::iter::from_fn(|| inbox.try_recv().ok());
+    first.into_iter().chain(behind).take(MOST_TOGETHER).collect()
+}
+
 fn not_found(name: &PodName) -> Reply {
     Reply::Failed(format!(
         "no pod {:?} in namespace {:?} here; `copepod ps` lists those that are",
@@ -464,4 +469,23 @@ fn not_found(name: &PodName) -> Reply {
 
 fn until(at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flood_of_news_each_turn_takes_its_measure_and_none_is_lost() {
+        let (sender, mut inbox) = mpsc::channel(1000);
+        (0..600).for_each(|n| sender.try_send(n).expect("there is room"));
+        let mut turns = Vec::new();
+
+        while let Ok(first) = inbox.try_recv() {
+            turns.push(together(Some(first), &mut inbox));
+        }
+
+        assert_eq!(turns.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 88]);
+        assert_eq!(turns.concat(), (0..600).collect::<Vec<_>>());
+    }
 }
