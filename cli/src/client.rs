@@ -276,10 +276,18 @@ impl Connection {
 
     /// The next answer. A failure that the agent tells is an error.
     pub(crate) async fn next(&mut self) -> Result<Reply, ClientError> {
-        match self.receiver.receive::<Reply>().await {
-            Ok((Reply::Failed(why), _)) => Err(ClientError::Failed(why)),
-            Ok((reply, _)) => Ok(reply),
-            Err(error) => Err(ClientError::Broken(error)),
+        let mut so_far = Vec::new();
+        loop {
+            match self.receiver.receive::<Reply>().await {
+                Ok((Reply::Failed(why), _)) => return Err(ClientError::Failed(why)),
+                Ok((Reply::SomePods(pods), _)) => so_far.extend(pods),
+                Ok((Reply::Pods(pods), _)) => {
+                    so_far.extend(pods);
+                    return Ok(Reply::Pods(so_far));
+                }
+                Ok((reply, _)) => return Ok(reply),
+                Err(error) => return Err(ClientError::Broken(error)),
+            }
         }
     }
 

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// The version of this API; a client and an agent of different versions refuse each other with a sentence.
 pub const VERSION: u32 = 1;
 
+/// Bytes of pods in one frame, far below what a frame may hold, so that one large pod still fits behind many small ones.
+const PART: usize = 1 << 20;
+
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Call {
@@ -58,8 +61,10 @@ pub enum Reply {
     Accepted(Vec<AcceptedPod>),
     /// Nothing was accepted. Each line is for the user and names the field.
     Refused(Vec<String>),
-    /// Pods as they are now.
+    /// Pods as they are now, or the last part of them.
     Pods(Vec<PodView>),
+    /// A part of what [`Reply::Pods`] completes: thousands of pods are more than a frame holds.
+    SomePods(Vec<PodView>),
     /// A piece of a log.
     Log(LogPiece),
     /// An exec's exit code, and what to tell where it was not the program's own doing.
@@ -149,6 +154,32 @@ pub struct PodView {
     pub never: Option<String>,
     /// Progress of a long pull or compile, for a person.
     pub progress: Option<String>,
+}
+
+impl PodView {
+    /// About as many bytes as it takes in a frame.
+    fn size(&self) -> usize {
+        let events = self.events.iter().map(|it| it.reason.len() + it.message.len() + 100);
+        self.pod.len() + events.sum::<usize>() + 1000
+    }
+}
+
+impl Reply {
+    /// The reply as it fits into frames: itself, or pods in parts.
+    pub fn in_parts(self) -> Vec<Self> {
+        let Self::Pods(pods) = self else { return vec![self] };
+        let (mut parts, mut part, mut size) = (Vec::new(), Vec::new(), 0);
+        for pod in pods {
+            if size + pod.size() > PART && !part.is_empty() {
+                parts.push(Self::SomePods(std::mem::take(&mut part)));
+                size = 0;
+            }
+            size += pod.size();
+            part.push(pod);
+        }
+        parts.push(Self::Pods(part));
+        parts
+    }
 }
 
 /// An event of a pod, as `kubectl describe` shows it.
@@ -256,4 +287,45 @@ pub struct ContainerUse {
     pub requests: u64,
     /// Instances alive.
     pub instances: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(bytes: usize) -> PodView {
+        PodView {
+            pod: "p".repeat(bytes),
+            events: Vec::new(),
+            over: false,
+            never: None,
+            progress: None,
+        }
+    }
+
+    #[test]
+    fn pods_that_no_frame_holds_come_in_parts_and_in_their_order() {
+        let pods: Vec<PodView> = (0..5_000).map(|n| view(3_000 + n % 7)).collect();
+
+        let parts = Reply::Pods(pods.clone()).in_parts();
+
+        let Some((Reply::Pods(last), before)) = parts.split_last() else { panic!("the end") };
+        let joined = before.iter().flat_map(|part| match part {
+            Reply::SomePods(pods) => pods.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert!(before.len() > 10);
+        assert_eq!(joined.chain(last.clone()).collect::<Vec<_>>(), pods);
+        for part in &parts {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(part, &mut bytes).expect("a vector takes every byte");
+            assert!(bytes.len() < copepod_shim::wire::MAX_FRAME);
+        }
+    }
+
+    #[test]
+    fn no_pods_and_every_other_reply_are_one_frame() {
+        assert_eq!(Reply::Pods(Vec::new()).in_parts(), [Reply::Pods(Vec::new())]);
+        assert_eq!(Reply::Done.in_parts(), [Reply::Done]);
+    }
 }

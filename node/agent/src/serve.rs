@@ -99,7 +99,11 @@ async fn client(stream: UnixStream, owner: mpsc::Sender<Wake>) -> Result<(), Wir
     loop {
         tokio::select! {
             reply = replied.recv() => match reply {
-                Some(reply) => sender.send(&reply, &[]).await?,
+                Some(reply) => {
+                    for part in reply.in_parts() {
+                        sender.send(&part, &[]).await?;
+                    }
+                }
                 None => return Ok(()),
             },
             _ = &mut left => return Ok(()),

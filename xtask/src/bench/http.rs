@@ -72,14 +72,10 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
         running.push(serve);
 
         let port = free_port()?;
-        let master = start_nginx(&nginx, folder.path(), port)?;
+        let server = start_nginx(&nginx, folder.path(), port)?;
         await_answer(local(port))?;
-        servers.push(Server {
-            name: "nginx",
-            address: local(port),
-            pids: peers::children(master.pid()),
-        });
-        running.push(master);
+        servers.push(Server { name: "nginx", address: local(port), pids: vec![server.pid()] });
+        running.push(server);
         Ok(())
     })?;
     let node =
@@ -141,7 +137,7 @@ fn tempfile_in(cache: &Cache) -> Result<tempfile::TempDir> {
 fn start_nginx(program: &Path, folder: &Path, port: u16) -> Result<Running> {
     let folder = folder.display();
     let config = format!(
-        "daemon off; master_process on; worker_processes 1; user root; pid {folder}/pid; error_log {folder}/error;
+        "daemon off; master_process off; user root; pid {folder}/pid; error_log {folder}/error;
         events {{ worker_connections 1024; }}
         http {{
             access_log off; keepalive_requests 100000000;

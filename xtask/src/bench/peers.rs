@@ -101,13 +101,6 @@ pub(crate) fn await_answer(from: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A process's children.
-pub(crate) fn children(of: u32) -> Vec<u32> {
-    let file = format!("/proc/{of}/task/{of}/children");
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
 /// An OCI bundle whose process is busybox's `true`, statically linked: for crun and runc.
 pub(crate) fn bundle(cache: &Cache, folder: &Path) -> Result<PathBuf> {
     let bundle = folder.join("bundle");

@@ -1,5 +1,5 @@
-//! `start-instances SOCKET CODE COUNT`: speaks to a runner as the agent does and starts a command component again and again,
-//! each time as a fresh container. Prints a JSON list: for each the microseconds from just before the message was sent until
+//! `start-instances SOCKET CODE COUNT PAUSE`: speaks to a runner as the agent does and starts a command component again and again,
+//! each time as a fresh container, PAUSE milliseconds after the one before has ended. Prints a JSON list: for each the microseconds from just before the message was sent until
 //! the guest's first instruction, as the runner tells it.
 //!
 //! Absent: starting the runner, and everything that the agent does before it sends the message.
@@ -8,7 +8,7 @@
 #![allow(clippy::print_stdout)]
 
 use std::net::Ipv4Addr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use copepod_shim::kind::Kind;
@@ -25,15 +25,16 @@ fn main() -> Result<()> {
     let mut next = |what: &str| arguments.next().with_context(|| format!("{what} is missing"));
     let (socket, code, count) =
         (next("the socket")?, next("the code")?, next("the count")?.parse()?);
+    let pause = Duration::from_millis(next("the pause")?.parse()?);
     let times = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(start(&socket, &code, count))?;
+        .block_on(start(&socket, &code, count, pause))?;
     println!("{}", serde_json::to_string(&times)?);
     Ok(())
 }
 
-async fn start(socket: &str, code: &str, count: u32) -> Result<Vec<i64>> {
+async fn start(socket: &str, code: &str, count: u32, pause: Duration) -> Result<Vec<i64>> {
     let (sender, receiver) = wire::split(tokio::net::UnixStream::connect(socket).await?);
     let mut runner = Runner { sender, receiver, id: 0, exits: Vec::new() };
     let hello = Hello { versions: VERSIONS, build: "bench".into(), engine: String::new() };
@@ -43,6 +44,7 @@ async fn start(socket: &str, code: &str, count: u32) -> Result<Vec<i64>> {
 
     let mut times = Vec::new();
     for attempt in 0..count {
+        tokio::time::sleep(pause).await;
         let id = AttemptId { pod: POD.into(), container: "app".into(), attempt };
         let request = Request::Start(Box::new(container(id.clone(), code)));
         let sent = unix_us()?;
