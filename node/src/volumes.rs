@@ -351,15 +351,5 @@ pub(crate) fn mount_path(path: &str) -> Result<String, String> {
     Ok(path)
 }
 
-impl PlannedVolume {
-    /// The sub-path names a file of this ConfigMap or Secret, not a folder; others are for the agent to look at.
-    pub fn is_file(&self, sub_path: &str) -> bool {
-        match &self.content {
-            Content::Files { files, .. } => files.iter().any(|file| file.path == sub_path),
-            Content::EmptyDir { .. } | Content::HostPath { .. } => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //! Absent: refusals, which are among the bad input.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use copepod_tests::manifest::{With, all, image, pod, probe};
 use copepod_tests::node::{Ended, Node, status};
@@ -36,15 +36,21 @@ fn a_run_s_exit_code_is_the_one_failure_s_or_1_for_several() {
     }
 }
 
-#[test]
-fn ctrl_c_stops_the_pods_of_a_run_and_ends_it_with_130() {
-    let node = Node::new();
+/// `copepod run` in the foreground, whose pod `sleeper` runs.
+fn run_of_a_sleeper(node: &Node) -> Child {
     node.load(&["probe-p1"]);
     let file =
         node.write("run.yaml", pod("sleeper", [probe1(&["forever sleep 1000"])]).to_string());
     let mut command = node.copepod(&["run", &file]);
     let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     node.wait_for("sleeper", "running", |pod| status(pod, "probe")["state"]["running"].is_object());
+    run
+}
+
+#[test]
+fn ctrl_c_stops_the_pods_of_a_run_and_ends_it_with_130() {
+    let node = Node::new();
+    let run = run_of_a_sleeper(&node);
 
     let pid = Pid::from_raw(run.id().cast_signed()).expect("a process");
     kill_process(pid, Signal::INT).expect("it runs");
@@ -57,12 +63,7 @@ fn ctrl_c_stops_the_pods_of_a_run_and_ends_it_with_130() {
 #[test]
 fn a_run_whose_pod_is_stopped_by_another_command_ends_with_143() {
     let node = Node::new();
-    node.load(&["probe-p1"]);
-    let file =
-        node.write("run.yaml", pod("sleeper", [probe1(&["forever sleep 1000"])]).to_string());
-    let mut command = node.copepod(&["run", &file]);
-    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    node.wait_for("sleeper", "running", |pod| status(pod, "probe")["state"]["running"].is_object());
+    let run = run_of_a_sleeper(&node);
 
     node.ok(&["stop", "sleeper"]);
     let ended: Ended = run.wait_with_output().expect("it ends").into();
