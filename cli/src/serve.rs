@@ -26,7 +26,7 @@ pub(crate) fn agent(out: Out, data: PathBuf) -> u8 {
             return 1;
         }
     };
-    match run_agent(config, || {}) {
+    match run_agent(config, drop) {
         Ok(()) => 0,
         // The one that starts us tries again or tells; a line each time would only fill the other agent's log.
         Err(AgentError::Taken(_)) => TAKEN,

@@ -207,6 +207,11 @@ impl PodLife {
         self.slots.iter().filter_map(alive).collect()
     }
 
+    /// What the containers' images were resolved to when they were last at hand: each a status's `imageID`.
+    pub fn image_ids(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter_map(|slot| slot.image_id.as_deref())
+    }
+
     /// The sandbox stands: after a restart of the agent it is looked for, and `SandboxLost` is said where it is gone.
     pub fn has_sandbox(&self) -> bool {
         self.sandbox == Sandbox::Up && !self.is_over()

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use copepod_domain::published;
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::env;
 use copepod_node::life::PodLife;
@@ -115,38 +116,35 @@ impl Owner {
             wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>()
         })?;
         let mut listeners = Vec::new();
-        let mut published = Vec::new();
+        let mut opened = Vec::new();
         for one in &mut publish {
             let address = SocketAddr::new(one.host_ip, one.host_port);
-            let bound = TcpListener::bind(address)
+            let bound = published::open(address)
                 .and_then(|listener| Ok((listener.local_addr()?, listener)))
                 .map_err(|error| {
                     vec![format!("{prefix}--publish {address}: the port cannot be opened: {error}")]
                 })?;
             // The port that a later agent opens again.
             one.host_port = bound.0.port();
-            published.push((bound.0, one.pod_port));
+            opened.push((bound.0, one.pod_port));
             listeners.push((bound.1, one.pod_port));
         }
         let ip = self.addresses.take().ok_or_else(|| {
             vec![format!("{prefix}all {} pod addresses are taken", self.addresses.block())]
         })?;
-        let isolated = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref())
-            == Some("copepod-pod");
-        let domain = if isolated { format!("pod-{uid}") } else { format!("ns-{namespace}") };
         let stored = Stored {
+            domain: domain_of(&pod, &uid),
             pod,
             objects,
             publish,
             credentials: run.credentials.clone(),
             ip: IpAddr::V4(ip),
             loopback: self.loopback_of(ip),
-            domain,
             accepted: now,
         };
         let host_ips = self.performer.node.facts.ips.clone();
         let world = World::new(&self.performer.config.data, uid, stored, host_ips, listeners);
-        Ok(Candidate { entry: Entry::new(life, world), published })
+        Ok(Candidate { entry: Entry::new(life, world), published: opened })
     }
 
     /// What would never come, as no cluster is there to bring it: a ConfigMap or key that is not in the manifest, or more than the
@@ -195,6 +193,16 @@ impl Owner {
         if let IpAddr::V4(ip) = ip {
             self.addresses.give_back(ip);
         }
+    }
+}
+
+/// The domain that a pod belongs to: its namespace's, or its own by its RuntimeClass.
+pub(crate) fn domain_of(pod: &Pod, uid: &str) -> String {
+    let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+    if class == Some("copepod-pod") {
+        format!("pod-{uid}")
+    } else {
+        format!("ns-{}", pod.metadata.namespace.as_deref().unwrap_or("default"))
     }
 }
 

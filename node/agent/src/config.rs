@@ -34,6 +34,8 @@ pub struct AgentConfig {
     pub compile_wall_seconds: u64,
     /// Bytes of memory that the compile child may use: 4 GiB unless set.
     pub compile_memory: u64,
+    /// The pods come from a cluster, by a [`crate::front::Front`], and are forgotten when the cluster has forgotten them.
+    pub of_a_cluster: bool,
     /// Makes this agent one of another generation, whose engine no other's code fits: for tests of upgrades.
     pub engine_salt: Option<Salt>,
 }
@@ -54,6 +56,7 @@ impl AgentConfig {
             compile_cpu_seconds: 600,
             compile_wall_seconds: 1800,
             compile_memory: 4 << 30,
+            of_a_cluster: false,
             engine_salt: None,
         }
     }

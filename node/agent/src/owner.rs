@@ -13,13 +13,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use copepod_node::ContainerName;
-use copepod_node::life::{Action, Journaled, PodEvent};
+use copepod_node::life::{Action, Journaled, PodEvent, PodEventRecord};
 use copepod_shim::protocol::{AttemptId, AttemptState, Event, PodReport};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::api::{Call, PodName, PodView, Reply, StopPods};
+use crate::front::{Ask, Board};
 use crate::journal::{Journal, JournalError};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
@@ -48,6 +49,10 @@ pub(crate) enum Wake {
     Runner { tree: String, life: u64, heard: Heard },
     /// A tree whose runner was gone is up again, or cannot be.
     Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
+    /// What a pod refers to has changed.
+    Objects { uid: String, objects: crate::store::PodObjects },
+    /// The front asks.
+    Front(Ask),
     /// Something is due.
     Tick,
 }
@@ -79,6 +84,8 @@ pub(crate) struct Owner {
     /// When pods want to plan again.
     pub(crate) due: BTreeSet<(Timestamp, String)>,
     pub(crate) watchers: Vec<Watcher>,
+    /// What the front has not taken yet.
+    pub(crate) board: Arc<Board>,
     /// Pods whose newest state a slow watcher has not been told.
     pub(crate) behind: BTreeSet<String>,
     pub(crate) stopping: Vec<Stopping>,
@@ -125,7 +132,7 @@ impl Owner {
             }
             self.plan(touched)?;
             self.watchers.retain(|watcher| !watcher.replies.is_closed());
-            self.performer.collect_if_due(self.pods.values().map(|entry| &entry.world));
+            self.performer.collect_if_due(self.pods.values());
             for uid in self.behind.clone() {
                 self.tell(&uid);
             }
@@ -146,6 +153,8 @@ impl Owner {
     fn take(&mut self, wake: Wake, touched: &mut BTreeSet<String>) {
         match wake {
             Wake::Call(asked) => self.answer(asked, touched),
+            Wake::Front(ask) => self.ask(ask, touched),
+            Wake::Objects { .. } => {}
             Wake::Pod { uid, event } => self.observe(&uid, event, touched),
             Wake::Progress { uid, text } => {
                 if let Some(entry) = self.pods.get_mut(&uid) {
@@ -191,7 +200,9 @@ impl Owner {
             }
             Event::Warning { id, reason, message } => {
                 if let Some(entry) = self.pods.get_mut(&id.pod) {
-                    entry.record_event(true, reason, message, Timestamp::now());
+                    let event =
+                        PodEventRecord { warning: true, reason, message, field_path: None };
+                    entry.record_event(event, Timestamp::now());
                     touched.insert(id.pod);
                 }
             }
@@ -277,7 +288,7 @@ impl Owner {
                     .map(|journaled| Line { uid: uid.clone(), journaled }),
             );
             for event in entry.life.take_events() {
-                entry.record_event(event.warning, event.reason, event.message, now);
+                entry.record_event(event, now);
             }
             entry.due = entry.life.next_wake();
             if let Some(at) = entry.due {
@@ -299,6 +310,7 @@ impl Owner {
         for uid in changed {
             // First, so that whoever follows a pod hears of its end before it is forgotten.
             self.tell(&uid);
+            self.post(&uid);
             self.forget_if_done(&uid);
         }
         if self.journal.is_long() {
@@ -325,7 +337,10 @@ impl Owner {
             if let Some(at) = entry.due {
                 self.due.remove(&(at, uid.to_owned()));
             }
-            self.names.remove(&entry.world.name());
+            let name = entry.world.name();
+            if self.names.get(&name).is_some_and(|newest| newest == uid) {
+                self.names.remove(&name);
+            }
             // The logs first: while the pod's own folder is there, the next agent forgets it again.
             let _ = std::fs::remove_dir_all(&entry.world.logs);
             if let Err(error) = self.store.remove(uid) {

@@ -27,7 +27,7 @@ use crate::domains::{Domains, Live};
 use crate::generation::Programs;
 use crate::node::NodeView;
 use crate::owner::Wake;
-use crate::pod::{ReadyImage, World};
+use crate::pod::{Entry, ReadyImage, World};
 use crate::runner::RequestError;
 use crate::sandbox;
 
@@ -641,14 +641,14 @@ impl Performer {
     }
 
     /// Removes images beyond their quota, at most every [`COLLECT_EVERY`]: a store is only filled by what wakes the owner.
-    pub(crate) fn collect_if_due<'a>(&self, worlds: impl Iterator<Item = &'a Arc<World>>) {
+    pub(crate) fn collect_if_due<'a>(&self, pods: impl Iterator<Item = &'a Entry>) {
         let mut last = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() < COLLECT_EVERY {
             return;
         }
         *last = Instant::now();
         let images = self.images.clone();
-        let keep = worlds.flat_map(|world| world.image_digests()).collect();
+        let keep = pods.flat_map(Entry::images_in_use).collect();
         let policy = CollectPolicy { keep, ..CollectPolicy::default() };
         tokio::spawn(async move {
             match images.collect(&policy).await {

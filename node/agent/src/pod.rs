@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use copepod_node::annotations::{self, NodeCeilings, PodOptions};
-use copepod_node::life::{ExitReason, ExitRecord, PodLife};
+use copepod_node::life::{ExitReason, ExitRecord, PodEventRecord, PodLife};
 use copepod_shim::protocol::{self, AttemptId};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::api::{PodEventView, PodName, PodView};
+use crate::front::NewEvent;
 use crate::logs;
 use crate::store::Stored;
 
@@ -32,6 +33,8 @@ pub(crate) struct Entry {
     pub(crate) forget: bool,
     /// Of a long pull or compile.
     pub(crate) progress: Option<String>,
+    /// Events that the front has not been told.
+    pub(crate) fresh: Vec<NewEvent>,
     events: Vec<PodEventView>,
 }
 
@@ -43,18 +46,21 @@ impl Entry {
             due: None,
             forget: false,
             progress: None,
+            fresh: Vec::new(),
             events: Vec::new(),
         }
     }
 
     /// Adds an event, or counts it where the same has happened before.
-    pub(crate) fn record_event(
-        &mut self,
-        warning: bool,
-        reason: String,
-        message: String,
-        now: Timestamp,
-    ) {
+    pub(crate) fn record_event(&mut self, event: PodEventRecord, now: Timestamp) {
+        let PodEventRecord { warning, reason, message, field_path } = event;
+        self.fresh.push(NewEvent {
+            warning,
+            reason: reason.clone(),
+            message: message.clone(),
+            field_path,
+            at: now,
+        });
         let kind = if warning { "Warning" } else { "Normal" };
         let last = now.as_second();
         let same = self.events.iter().position(|event| {
@@ -71,6 +77,13 @@ impl Entry {
             self.events.remove(0);
         }
         self.events.push(PodEventView { kind: kind.into(), reason, message, last, count: 1 });
+    }
+
+    /// The images that it needs, by all that is known of them: after a restart of the agent by what its journal says.
+    pub(crate) fn images_in_use(&self) -> Vec<copepod_image::Digest> {
+        let digest = |id: &str| id.rsplit_once('@')?.1.parse().ok();
+        let journaled = self.life.image_ids().filter_map(digest);
+        journaled.chain(self.world.image_digests()).collect()
     }
 
     /// The pod for a client, with its status as of now.

@@ -21,13 +21,14 @@ use tokio::sync::mpsc;
 use crate::causes::with_causes;
 use crate::config::AgentConfig;
 use crate::domains::{DomainError, Domains};
+use crate::front::Front;
 use crate::generation::{Generation, Programs};
 use crate::journal::{Journal, JournalError};
 use crate::node::NodeView;
 use crate::owner::{Line, Owner};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
-use crate::serve;
+use crate::serve::{self, Clients};
 use crate::store::Store;
 
 /// News on its way to the owner: beyond it, runners and clients wait.
@@ -76,11 +77,12 @@ pub enum AgentError {
 }
 
 /// Runs the agent of a data directory until nothing is left for it to do. To be called before the process has a second thread, as
-/// it enters the directory's mount namespace. `ready` is called once clients are served.
+/// it enters the directory's mount namespace. `ready` is called once clients are served, with
+/// the door for pods of a cluster; the agent goes on while it is held.
 ///
 /// # Errors
 /// See [`AgentError`]; the guests of an earlier agent go on in every case.
-pub fn run_agent(config: AgentConfig, ready: impl FnOnce() + Send) -> Result<(), AgentError> {
+pub fn run_agent(config: AgentConfig, ready: impl FnOnce(Front) + Send) -> Result<(), AgentError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| AgentError::Data { path, source }
@@ -123,7 +125,7 @@ async fn run(
     host: Host,
     programs: Programs,
     own: Generation,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(Front),
 ) -> Result<(), AgentError> {
     let data = config.data.clone();
     let images = Images::open(
@@ -179,6 +181,7 @@ async fn run(
         names: BTreeMap::new(),
         due: BTreeSet::new(),
         watchers: Vec::new(),
+        board: Arc::default(),
         behind: BTreeSet::new(),
         stopping: Vec::new(),
         inbox,
@@ -218,8 +221,9 @@ async fn run(
         }
         owner.names.insert(world.name(), uid.clone());
         let mut entry = Entry::new(life, world);
-        // Whoever asked for its end has also asked for it to be forgotten.
-        entry.forget = entry.life.end_reason() == Some(EndReason::Deleted);
+        // Whoever asked for its end has also asked for it to be forgotten; but an API server forgets later.
+        entry.forget = !owner.performer.config.of_a_cluster
+            && entry.life.end_reason() == Some(EndReason::Deleted);
         owner.pods.insert(uid, entry);
     }
     remove_strays(&data, &owner);
@@ -249,8 +253,9 @@ async fn run(
 
     let listener = serve::bind(&data)
         .map_err(|source| AgentError::Data { path: data.join("agent.sock"), source })?;
+    let front = Front::new(&owner, Clients::count(&clients));
     tokio::spawn(serve::serve(listener, wake, clients));
-    ready();
+    ready(front);
     owner.run().await?;
     let _ = std::fs::remove_file(data.join("agent.sock"));
     // No pod is left that could run: nothing of this agent stays on the host but its data directory.

@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use copepod_domain::{BindMount, Domain, HostError, Source};
+use copepod_domain::{BindMount, Domain, HostError, Source, published};
 use copepod_node::env::{self, ImageConfig};
 use copepod_node::quantity::Amount;
 use copepod_node::resolve;
@@ -381,17 +381,17 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
 /// After a restart of the agent: opens the published ports again. A runner that got them from an earlier agent gives them up with
 /// the pod, of which nothing has run yet where it is set up.
 async fn reopen_published(world: &World, live: &Live) -> Result<(), SetUpFailed> {
-    let published = &world.stored.publish;
+    let wanted = &world.stored.publish;
     let is_open = !world.listeners.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-    if is_open || published.is_empty() {
+    if is_open || wanted.is_empty() {
         return Ok(());
     }
     let removed = live.runner.ask(Request::RemovePod { pod: world.uid.clone() }).await;
     removed.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     let mut opened = Vec::new();
-    for one in published {
+    for one in wanted {
         let address = SocketAddr::new(one.host_ip, one.host_port);
-        let listener = TcpListener::bind(address).map_err(|error| {
+        let listener = published::open(address).map_err(|error| {
             SetUpFailed::sandbox(format!("port {address} cannot be published again: {error}"))
         })?;
         opened.push((listener, one.pod_port));

@@ -23,7 +23,7 @@ const REPLIES: usize = 16;
 pub(crate) struct Clients(Arc<AtomicUsize>);
 
 impl Clients {
-    fn count(counter: &Arc<AtomicUsize>) -> Self {
+    pub(crate) fn count(counter: &Arc<AtomicUsize>) -> Self {
         counter.fetch_add(1, Ordering::Relaxed);
         Self(counter.clone())
     }

@@ -43,9 +43,11 @@ pub(crate) struct Stored {
 
 /// The ConfigMaps and Secrets that a pod names; shared by pods that came together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PodObjects {
-    pub(crate) config_maps: Vec<Arc<ConfigMap>>,
-    pub(crate) secrets: Vec<Arc<Secret>>,
+pub struct PodObjects {
+    /// The ConfigMaps.
+    pub config_maps: Vec<Arc<ConfigMap>>,
+    /// The Secrets.
+    pub secrets: Vec<Arc<Secret>>,
 }
 
 impl Objects for PodObjects {

@@ -1,7 +1,7 @@
 //! Isolation domains as the host sees them: namespaces, cgroup, mounts, addresses, and the runner process in the middle.
 //!
 //! Start at [`host`], everything that one data directory owns on this machine; then [`domain`], one runner and its fences.
-//! Below them: [`network`] (veth, routes, the claim of addresses) over [`netlink`]; [`nft`], the second judge; [`mounts`]; [`tree`],
+//! Below them: [`network`] (veth, routes, the claim of addresses) over [`netlink`]; [`nft`], the second judge; [`published`], sockets that it holds to accepting; [`mounts`]; [`tree`],
 //! the domain's directory; [`cgroup`]. For an ordinary user: `user`, the ground under all of it, and [`broker`], the way out. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do.
 //!
 //! Elsewhere: what runs in a runner and how it gives up its privileges (`copepod-runner`); pods, volumes and the journal (`copepod-agent`).
@@ -21,6 +21,7 @@ pub mod netlink;
 pub mod network;
 pub mod nft;
 pub mod pool;
+pub mod published;
 mod sys;
 pub mod tree;
 mod user;

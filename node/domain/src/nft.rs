@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use crate::cidr::Cidr;
 use crate::error::{HostError, Step};
 use crate::names::DataId;
+use crate::published;
 
 /// The variable that names the program where it is not on the path.
 pub const VARIABLE: &str = "COPEPOD_NFT";
@@ -66,6 +67,7 @@ impl Rules {
         } else {
             String::new()
         };
+        let owner = published::OWNER;
         // Spoofing: the way back to the source must be the link on which the packet came. `{links}` ends in a wildcard.
         format!(
             "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  \
@@ -76,7 +78,9 @@ impl Rules {
              chain input {{\n    type filter hook input priority filter; policy accept;\n    \
              iifname {links} ip saddr != {block} drop\n    \
              iifname {links} fib saddr . iif oif missing drop\n    \
-             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} drop\n{denied}  }}\n{way_out}}}\n"
+             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} drop\n{denied}  }}\n  \
+             chain output {{\n    type filter hook output priority filter; policy accept;\n    \
+             meta skuid {owner} ct state new reject\n  }}\n{way_out}}}\n"
         )
     }
 }
@@ -177,6 +181,7 @@ mod tests {
         assert!(text.contains("table inet copepod-00c0ffee {"));
         assert!(text.contains("iifname \"cp00c0ffeex*\" fib saddr . iif oif missing drop"));
         assert!(text.contains("tcp dport { 10250 } drop"));
+        assert!(text.contains("meta skuid 1999999999 ct state new reject"));
         assert!(text.contains("ip daddr != { 192.168.0.0/16, 10.64.64.0/18 }"));
     }
 

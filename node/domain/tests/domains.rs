@@ -6,14 +6,17 @@
 mod bench;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use bench::{Bench, attempts};
 use copepod_domain::domain::{Adopted, Limits};
 use copepod_domain::mounts::Source;
-use copepod_domain::{BindMount, HostError};
+use copepod_domain::{BindMount, HostError, published};
+use rustix::io::Errno;
+use rustix::net::connect_unspec;
 
 /// How long something is waited for that should not come. Nothing is concluded from how long something took.
 const NOTHING_COMES: Duration = Duration::from_millis(500);
@@ -40,6 +43,31 @@ fn a_domain_is_reached_at_its_addresses_as_long_as_it_has_them() {
         domain.remove_address(address.into()).await.expect("removed");
         domain.remove_address(address.into()).await.expect("removing again changes nothing");
         assert!(!reached(address));
+    });
+}
+
+#[test]
+fn a_published_socket_lets_connections_in_and_begins_none() {
+    Bench::run("published", async |bench| {
+        let _host = bench.enter();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let private = TcpListener::bind(any).expect("a service of the host");
+        let private = private.local_addr().expect("bound");
+        let turned = |listener: TcpListener| {
+            connect_unspec(&listener).expect("the kernel takes a listener back");
+            rustix::net::connect(&listener, &private)
+        };
+
+        let published = published::open(any).expect("opened");
+        let address = published.local_addr().expect("bound");
+        let mut client = TcpStream::connect(address).expect("let in");
+        let (mut accepted, _) = published.accept().expect("accepted");
+        accepted.write_all(b"welcome").expect("written");
+        let mut read = [0; 7];
+        client.read_exact(&mut read).expect("both ways");
+
+        assert_eq!(turned(published), Err(Errno::CONNREFUSED));
+        assert_eq!(turned(TcpListener::bind(any).expect("bound")), Ok(()), "any other socket may");
     });
 }
 

@@ -132,7 +132,7 @@ pub struct Inspected {
 /// What a collection keeps.
 #[derive(Clone, Debug)]
 pub struct CollectPolicy {
-    /// Manifests of images that pods use.
+    /// Images that pods use: their manifests' digests, or what their names were resolved to.
     pub keep: BTreeSet<Digest>,
     /// Nothing younger goes: the kubelet's two minutes.
     pub min_age: Duration,

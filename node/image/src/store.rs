@@ -348,6 +348,9 @@ impl Store {
             }
         }
         let mut names: Vec<(Named, SystemTime)> = self.names()?;
+        let resolved = |named: &Named| keep.contains(&named.resolved).then(|| named.manifest.clone());
+        let meant = names.iter().filter_map(|(named, _)| resolved(named));
+        let keep: &BTreeSet<Digest> = &keep.iter().cloned().chain(meant).collect();
         let mut in_use = self.in_use(&names, &records, keep);
         let mut total = self.bytes_of(&in_use)?;
         if total > quota {
@@ -546,6 +549,20 @@ mod tests {
         assert!(store.record(&kept).expect("reads").is_some());
         assert!(store.record(&running).expect("reads").is_some());
         assert!(store.record(&gone).expect("reads").is_none());
+    }
+
+    #[test]
+    fn an_index_that_is_in_use_keeps_the_manifest_that_its_name_led_to() {
+        let (_folder, store) = store();
+        let manifest = image(&store, "running", &[1; 100]);
+        let index = Digest::of(b"an index");
+        let name = Named { resolved: index.clone(), ..named("running", &manifest) };
+        store.write_named(&name).expect("named");
+
+        store.collect(&BTreeSet::from([index]), 0, Duration::ZERO).expect("collects");
+
+        assert!(store.record(&manifest).expect("reads").is_some());
+        assert_eq!(store.names().expect("lists").len(), 1);
     }
 
     #[test]

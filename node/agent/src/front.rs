@@ -1,0 +1,335 @@
+//! The agent's door for a program in the same process that brings it pods: the kubelet's side of a node (`copepod-kubelet`).
+//!
+//! Through a [`Front`] pods are taken on under the UID that an API server gave them, ended, and forgotten once the API server has
+//! forgotten them; what they come to is put on a board, from which the newest of each pod is taken, whenever there is time. So a
+//! slow API server holds up no pod, and costs one entry per pod.
+//!
+//! Absent: how a pod looks in the API of a cluster (`copepod-kubelet`), and what the program's own socket offers ([`crate::api`]),
+//! which a front may ask too, by [`Front::call`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use copepod_node::annotations::NodeCeilings;
+use copepod_node::life::{PodEvent, PodLife};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::accept::domain_of;
+use crate::api::{Call, PodName, Reply};
+use crate::owner::{Asked, Owner, Wake};
+use crate::perform::Performer;
+use crate::pod::{Entry, World};
+use crate::serve::Clients;
+pub use crate::store::PodObjects;
+use crate::store::Stored;
+
+/// Replies under way to one call: as many as a client of the socket may have.
+const REPLIES: usize = 16;
+
+/// The way in for pods of a cluster. The agent goes on as long as one is held.
+#[derive(Clone)]
+pub struct Front {
+    wake: mpsc::Sender<Wake>,
+    board: Arc<Board>,
+    performer: Arc<Performer>,
+    _stays: Arc<Clients>,
+}
+
+/// A pod as it is now, and what happened to it since it was last taken from the board.
+#[derive(Clone, Debug)]
+pub struct PodNews {
+    /// The pod as it was taken on, with its UID.
+    pub pod: Arc<Pod>,
+    /// Its status as of now; without what an API server and others add.
+    pub status: PodStatus,
+    /// Nothing of it runs, and nothing will run again; its volumes are gone.
+    pub over: bool,
+    /// What happened, oldest first.
+    pub events: Vec<NewEvent>,
+}
+
+/// Something that happened to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEvent {
+    /// `Warning`; else `Normal`.
+    pub warning: bool,
+    /// One CamelCase word.
+    pub reason: String,
+    /// The sentence.
+    pub message: String,
+    /// `spec.containers{name}`; none: it is about the whole pod.
+    pub field_path: Option<String>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A pod that the agent holds.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its namespace and name.
+    pub name: PodName,
+    /// The pod as it was taken on.
+    pub pod: Arc<Pod>,
+    /// See [`PodNews::over`].
+    pub over: bool,
+}
+
+/// What a front asks of the owner.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    TakeOn { pod: Box<Pod>, objects: PodObjects, answer: oneshot::Sender<Result<(), Vec<String>>> },
+    End { uid: String, grace: Duration },
+    Forget { uid: String },
+    Known { answer: oneshot::Sender<HashMap<String, Known>> },
+    World { name: PodName, answer: oneshot::Sender<Option<Arc<World>>> },
+}
+
+/// The newest of each pod of which a front has not taken the news yet.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    news: Mutex<HashMap<String, PodNews>>,
+    fresh: Notify,
+}
+
+impl Board {
+    /// Puts a pod's state in the place of an older one; events are added to those that nobody has taken.
+    fn put(&self, uid: &str, mut newest: PodNews) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(older) = news.remove(uid) {
+            let events = std::mem::replace(&mut newest.events, older.events);
+            newest.events.extend(events);
+        }
+        news.insert(uid.to_owned(), newest);
+        self.fresh.notify_one();
+    }
+
+    async fn take(&self) -> HashMap<String, PodNews> {
+        loop {
+            let fresh = self.fresh.notified();
+            {
+                let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+                if !news.is_empty() {
+                    return std::mem::take(&mut *news);
+                }
+            }
+            fresh.await;
+        }
+    }
+}
+
+impl Front {
+    pub(crate) fn new(owner: &Owner, clients: Clients) -> Self {
+        Self {
+            wake: owner.performer.wake.clone(),
+            board: owner.board.clone(),
+            performer: owner.performer.clone(),
+            _stays: Arc::new(clients),
+        }
+    }
+
+    /// Waits until something has happened, and takes the news of all pods; to be called by one task.
+    pub async fn news(&self) -> HashMap<String, PodNews> {
+        self.board.take().await
+    }
+
+    /// Takes a pod on under its UID, with what it refers to as far as it is known. One that is here already is left as it is.
+    ///
+    /// # Errors
+    /// All that is wrong with the pod, each a sentence that names the field; nothing was done then.
+    pub async fn take_on(&self, pod: Pod, objects: PodObjects) -> Result<(), Vec<String>> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::TakeOn { pod: Box::new(pod), objects, answer }).await;
+        answered.await.unwrap_or_else(|_| Err(vec!["the agent is ending".into()]))
+    }
+
+    /// Ends a pod within `grace` from now; a later call may shorten that and never lengthens it. It stays known.
+    pub async fn end(&self, uid: &str, grace: Duration) {
+        self.ask(Ask::End { uid: uid.to_owned(), grace }).await;
+    }
+
+    /// Forgets a pod that its API server has forgotten; what still runs of it is ended at once.
+    pub async fn forget(&self, uid: &str) {
+        self.ask(Ask::Forget { uid: uid.to_owned() }).await;
+    }
+
+    /// Another set of the objects that a pod refers to, tokens among them: files follow, and what waited for one goes on.
+    pub async fn replace_objects(&self, uid: &str, objects: PodObjects) {
+        let _ = self.wake.send(Wake::Objects { uid: uid.to_owned(), objects }).await;
+    }
+
+    /// All pods that the agent holds, by UID.
+    pub async fn known(&self) -> HashMap<String, Known> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Known { answer }).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// Asks as a client of the agent's socket does; the replies end with the call.
+    pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> mpsc::Receiver<Reply> {
+        let (replies, replied) = mpsc::channel(REPLIES);
+        let _ = self.wake.send(Wake::Call(Asked { call, descriptors, replies })).await;
+        replied
+    }
+
+    /// A connection to a port of a pod, from inside its own network.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such pod; else why nobody answers.
+    pub async fn dial(&self, pod: &PodName, port: u16) -> io::Result<TcpStream> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::World { name: pod.clone(), answer }).await;
+        let world = answered.await.ok().flatten().ok_or(io::ErrorKind::NotFound)?;
+        self.performer.dial(&world, port).await
+    }
+
+    async fn ask(&self, ask: Ask) {
+        // The owner is gone only when the agent ends.
+        let _ = self.wake.send(Wake::Front(ask)).await;
+    }
+}
+
+impl Owner {
+    /// Tells the front of a pod, where there is one.
+    pub(crate) fn post(&mut self, uid: &str) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let events = std::mem::take(&mut entry.fresh);
+        if !self.performer.config.of_a_cluster {
+            return;
+        }
+        let news = PodNews {
+            pod: entry.world.stored.pod.clone(),
+            status: entry.life.status(&entry.world.host_ips),
+            over: entry.life.is_over(),
+            events,
+        };
+        self.board.put(uid, news);
+    }
+
+    pub(crate) fn ask(&mut self, ask: Ask, touched: &mut BTreeSet<String>) {
+        match ask {
+            Ask::TakeOn { pod, objects, answer } => {
+                let _ = answer.send(self.take_on(*pod, objects, touched));
+            }
+            Ask::End { uid, grace } => {
+                self.observe(&uid, PodEvent::DeleteAsked { grace: Some(grace) }, touched);
+            }
+            Ask::Forget { uid } => {
+                if let Some(entry) = self.pods.get_mut(&uid) {
+                    entry.forget = true;
+                    let grace = Some(Duration::ZERO);
+                    self.observe(&uid, PodEvent::DeleteAsked { grace }, touched);
+                }
+            }
+            Ask::Known { answer } => {
+                let known = |entry: &Entry| Known {
+                    name: entry.world.name(),
+                    pod: entry.world.stored.pod.clone(),
+                    over: entry.life.is_over(),
+                };
+                let all = self.pods.iter().map(|(uid, entry)| (uid.clone(), known(entry)));
+                let _ = answer.send(all.collect());
+            }
+            Ask::World { name, answer } => {
+                let _ = answer.send(self.find(&name).map(|entry| entry.world.clone()));
+            }
+        }
+    }
+
+    fn take_on(
+        &mut self,
+        pod: Pod,
+        objects: PodObjects,
+        touched: &mut BTreeSet<String>,
+    ) -> Result<(), Vec<String>> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if uid.is_empty() || self.pods.contains_key(&uid) {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let life = PodLife::admit(pod, &NodeCeilings::default(), now)
+            .map_err(|refusals| refusals.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let ip = self.addresses.take().ok_or_else(|| {
+            vec![format!("all {} pod addresses are taken", self.addresses.block())]
+        })?;
+        let stored = Stored {
+            domain: domain_of(life.pod(), &uid),
+            pod: life.pod().clone(),
+            objects,
+            publish: Vec::new(),
+            credentials: Vec::new(),
+            ip: IpAddr::V4(ip),
+            loopback: self.loopback_of(ip),
+            accepted: now,
+        };
+        if let Err(error) = self.store.put(&uid, &stored) {
+            self.give_back(stored.ip);
+            let _ = self.store.remove(&uid);
+            return Err(vec![format!("the node's data directory cannot be written: {error}")]);
+        }
+        let host_ips = self.performer.node.facts.ips.clone();
+        let data = &self.performer.config.data;
+        let world = World::new(data, uid.clone(), stored, host_ips, Vec::new());
+        // Another pod of this name may still be ending here: the name is the newest one's.
+        self.names.insert(world.name(), uid.clone());
+        self.pods.insert(uid.clone(), Entry::new(life, world));
+        touched.insert(uid);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(phase: &str, events: &[&str]) -> PodNews {
+        let event = |reason: &&str| NewEvent {
+            warning: false,
+            reason: (*reason).to_owned(),
+            message: String::new(),
+            field_path: None,
+            at: Timestamp::UNIX_EPOCH,
+        };
+        PodNews {
+            pod: Arc::default(),
+            status: PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() },
+            over: false,
+            events: events.iter().map(event).collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_pods_states_the_newest_is_taken_and_of_its_events_all() {
+        let board = Board::default();
+        board.put("a", news("Pending", &["Pulling", "Pulled"]));
+        board.put("b", news("Pending", &[]));
+        board.put("a", news("Running", &["Started"]));
+
+        let taken = board.take().await;
+
+        let reasons: Vec<_> = taken["a"].events.iter().map(|it| it.reason.as_str()).collect();
+        assert_eq!(taken["a"].status.phase.as_deref(), Some("Running"));
+        assert_eq!(reasons, ["Pulling", "Pulled", "Started"]);
+        assert_eq!(taken.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_news_is_woken_by_the_first() {
+        let board = Arc::new(Board::default());
+        let waiting = tokio::spawn({
+            let board = board.clone();
+            async move { board.take().await.len() }
+        });
+        tokio::task::yield_now().await;
+
+        board.put("a", news("Pending", &[]));
+
+        assert_eq!(waiting.await.expect("ended"), 1);
+    }
+}
