@@ -1,6 +1,6 @@
 //! How an agent is set up: parsed once, before anything is touched.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use copepod_domain::Cidr;
@@ -34,10 +34,26 @@ pub struct AgentConfig {
     pub compile_wall_seconds: u64,
     /// Bytes of memory that the compile child may use: 4 GiB unless set.
     pub compile_memory: u64,
-    /// The pods come from a cluster, by a [`crate::front::Front`], and are forgotten when the cluster has forgotten them.
-    pub of_a_cluster: bool,
+    /// What this machine is in a cluster, whose pods come by a [`crate::front::Front`] and are forgotten once the cluster has forgotten
+    /// them. None: a machine by itself.
+    pub cluster: Option<ClusterNode>,
     /// Makes this agent one of another generation, whose engine no other's code fits: for tests of upgrades.
     pub engine_salt: Option<Salt>,
+}
+
+/// A node of a cluster, as its pods and the packet filter know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterNode {
+    /// `spec.nodeName`.
+    pub name: String,
+    /// `status.hostIPs`, the node's own family first.
+    pub ips: Vec<IpAddr>,
+    /// TCP ports of the node that no pod reaches: the kubelet's.
+    pub denied_ports: Vec<u16>,
+    /// Whether pods reach what is outside of their cluster under the node's address.
+    pub masquerade: bool,
+    /// Blocks that pods reach under their own addresses: those of the cluster's pods.
+    pub masquerade_exceptions: Vec<Cidr>,
 }
 
 impl AgentConfig {
@@ -56,7 +72,7 @@ impl AgentConfig {
             compile_cpu_seconds: 600,
             compile_wall_seconds: 1800,
             compile_memory: 4 << 30,
-            of_a_cluster: false,
+            cluster: None,
             engine_salt: None,
         }
     }

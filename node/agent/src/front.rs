@@ -200,7 +200,7 @@ impl Owner {
     pub(crate) fn post(&mut self, uid: &str) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         let events = std::mem::take(&mut entry.fresh);
-        if !self.performer.config.of_a_cluster {
+        if self.performer.config.cluster.is_none() {
             return;
         }
         let news = PodNews {

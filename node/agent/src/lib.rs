@@ -30,5 +30,5 @@ mod serve;
 mod store;
 
 pub use causes::with_causes;
-pub use config::AgentConfig;
+pub use config::{AgentConfig, ClusterNode};
 pub use recover::{AgentError, run_agent};

@@ -32,7 +32,13 @@ impl NodeView {
         let memory = config.allocatable_memory.unwrap_or(total.saturating_sub(RESERVED));
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let millis = config.allocatable_cpu_millis.unwrap_or(cores * 1000);
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (name, ips) = match &config.cluster {
+            Some(node) => (node.name.clone(), node.ips.clone()),
+            None => {
+                let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+                (name, vec![host.gateway().into()])
+            }
+        };
         let (found, search) = resolv_conf();
         let servers = config
             .name_servers
@@ -43,7 +49,7 @@ impl NodeView {
             memory: Amount::units(memory),
             ephemeral_storage: Amount::units(0),
         };
-        let facts = NodeFacts { name, ips: vec![host.gateway().into()], allocatable };
+        let facts = NodeFacts { name, ips, allocatable };
         // As `/etc/resolv.conf` without an `ndots`.
         let resolver = Resolver { servers, search, ndots: 1 };
         Self { facts, memory, resolver, denied: vec![host.gateway().into()] }

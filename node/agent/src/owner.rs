@@ -200,8 +200,7 @@ impl Owner {
             }
             Event::Warning { id, reason, message } => {
                 if let Some(entry) = self.pods.get_mut(&id.pod) {
-                    let event =
-                        PodEventRecord { warning: true, reason, message, field_path: None };
+                    let event = PodEventRecord { warning: true, reason, message, field_path: None };
                     entry.record_event(event, Timestamp::now());
                     touched.insert(id.pod);
                 }

@@ -98,8 +98,13 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce(Front) + Send) -> Resul
     let arguments = ["__broker", "--data-dir"].map(str::to_owned);
     let arguments = arguments.into_iter().chain([data.to_string_lossy().into_owned()]).collect();
     let broker = Some((own.compiler.program.clone(), arguments));
-    let host =
-        Host::enter(HostConfig { pod_cidr: config.pod_cidr, broker, ..HostConfig::new(&data) })?;
+    let mut host = HostConfig { pod_cidr: config.pod_cidr, broker, ..HostConfig::new(&data) };
+    if let Some(node) = &config.cluster {
+        host.denied_node_ports.clone_from(&node.denied_ports);
+        host.masquerade = node.masquerade;
+        host.masquerade_exceptions.clone_from(&node.masquerade_exceptions);
+    }
+    let host = Host::enter(host)?;
     for warning in host.warnings() {
         tracing::warn!(warning);
     }
@@ -222,7 +227,7 @@ async fn run(
         owner.names.insert(world.name(), uid.clone());
         let mut entry = Entry::new(life, world);
         // Whoever asked for its end has also asked for it to be forgotten; but an API server forgets later.
-        entry.forget = !owner.performer.config.of_a_cluster
+        entry.forget = owner.performer.config.cluster.is_none()
             && entry.life.end_reason() == Some(EndReason::Deleted);
         owner.pods.insert(uid, entry);
     }

@@ -348,7 +348,8 @@ impl Store {
             }
         }
         let mut names: Vec<(Named, SystemTime)> = self.names()?;
-        let resolved = |named: &Named| keep.contains(&named.resolved).then(|| named.manifest.clone());
+        let resolved =
+            |named: &Named| keep.contains(&named.resolved).then(|| named.manifest.clone());
         let meant = names.iter().filter_map(|(named, _)| resolved(named));
         let keep: &BTreeSet<Digest> = &keep.iter().cloned().chain(meant).collect();
         let mut in_use = self.in_use(&names, &records, keep);

@@ -1,0 +1,396 @@
+//! The one task that knows every pod from both sides, and has the steps made that bring them together.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use copepod_agent::front::{Front, NewEvent, PodNews};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::events::{Events, Subject};
+use super::patch;
+use super::plan::{Local, Step, Tracked, pause};
+use super::references::Objects;
+use super::refused;
+use super::seen::Seen;
+
+/// Steps under way: what an API server gives one node's priority level at a time is of this order.
+const MOST_STEPS: usize = 32;
+
+/// Keeps the API server's pods and the agent's the same.
+pub struct Keeper {
+    client: kube::Client,
+    node: String,
+    front: Front,
+    objects: Objects,
+    events: Events,
+    pods: HashMap<String, Tracked>,
+    /// When pods want to be looked at again.
+    due: BTreeSet<(Instant, String)>,
+    /// The API server has told of all pods once.
+    listed: bool,
+    /// The list that is coming in: what is not in it is gone.
+    listing: Option<HashSet<String>>,
+    steps: Arc<Semaphore>,
+    done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
+}
+
+/// What came of a step.
+struct Done {
+    uid: String,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// The agent has the pod.
+    Taken,
+    /// The node cannot run it.
+    Refused { generation: Option<i64>, status: Box<PodStatus>, why: String },
+    /// The API server's new copy.
+    Written(Box<Pod>),
+    /// Nothing else to know; the API server or the agent will tell.
+    Made,
+    /// The API server has no such pod any more, or another one of that name.
+    Gone,
+    /// It is to be tried again.
+    Failed(String),
+}
+
+impl Keeper {
+    /// A keeper of the pods bound to `node`.
+    pub fn new(client: kube::Client, node: String, front: Front, events: Events) -> Self {
+        Self {
+            objects: Objects::new(client.clone()),
+            client,
+            node,
+            front,
+            events,
+            pods: HashMap::new(),
+            due: BTreeSet::new(),
+            listed: false,
+            listing: None,
+            steps: Arc::new(Semaphore::new(MOST_STEPS)),
+            done: mpsc::unbounded_channel(),
+        }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        for (uid, known) in self.front.known().await {
+            self.objects.hold(&uid, &known.pod);
+            let local = Local::Here { over: known.over };
+            self.pods.insert(uid, Tracked { local, ..Tracked::new() });
+        }
+        tokio::spawn(self.objects.clone().refresh(self.front.clone()));
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
+        let watch = watcher(Api::<Pod>::all(self.client.clone()), config).default_backoff();
+        let mut watch = pin!(watch);
+        let front = self.front.clone();
+        loop {
+            let next = self.due.first().map(|(at, _)| *at);
+            let mut touched = HashSet::new();
+            tokio::select! {
+                event = watch.next() => match event {
+                    Some(Ok(event)) => self.hear(event, &mut touched),
+                    // Pods go on as they are; the watcher tries again, slower each time.
+                    Some(Err(error)) => tracing::warn!(%error, "the pods cannot be watched"),
+                    None => return,
+                },
+                news = front.news() => {
+                    for (uid, news) in news {
+                        self.take(uid.clone(), news);
+                        touched.insert(uid);
+                    }
+                }
+                Some(done) = self.done.1.recv() => {
+                    touched.insert(done.uid.clone());
+                    self.finish(done);
+                }
+                () = sleep_until(next) => {}
+            }
+            let now = Instant::now();
+            while let Some((at, uid)) = self.due.first().cloned().filter(|(at, _)| *at <= now) {
+                self.due.remove(&(at, uid.clone()));
+                touched.insert(uid);
+            }
+            for uid in touched {
+                self.advance(uid, now);
+            }
+        }
+    }
+
+    fn hear(&mut self, event: watcher::Event<Pod>, touched: &mut HashSet<String>) {
+        match event {
+            watcher::Event::Init => self.listing = Some(HashSet::new()),
+            watcher::Event::InitApply(pod) => {
+                if let Some(uid) = self.see(pod) {
+                    if let Some(listing) = &mut self.listing {
+                        listing.insert(uid.clone());
+                    }
+                    touched.insert(uid);
+                }
+            }
+            watcher::Event::InitDone => {
+                let listing = self.listing.take().unwrap_or_default();
+                self.listed = true;
+                for (uid, tracked) in &mut self.pods {
+                    if !listing.contains(uid) {
+                        tracked.seen = None;
+                    }
+                    touched.insert(uid.clone());
+                }
+            }
+            watcher::Event::Apply(pod) => touched.extend(self.see(pod)),
+            watcher::Event::Delete(pod) => {
+                let Some(uid) = pod.metadata.uid else { return };
+                if let Some(tracked) = self.pods.get_mut(&uid) {
+                    tracked.seen = None;
+                    touched.insert(uid);
+                }
+            }
+        }
+    }
+
+    /// Takes the API server's copy of a pod, where it is no older than the one at hand.
+    fn see(&mut self, pod: Pod) -> Option<String> {
+        let mut seen = Seen::of(pod)?;
+        let uid = seen.uid.clone();
+        let tracked = self.pods.entry(uid.clone()).or_default();
+        if tracked.seen.as_ref().is_some_and(|known| known.version > seen.version) {
+            return None;
+        }
+        if matches!(tracked.local, Local::Here { .. }) {
+            // The agent has it.
+            seen.pod = None;
+        }
+        tracked.seen = Some(seen);
+        Some(uid)
+    }
+
+    /// Takes what the agent tells of a pod.
+    fn take(&mut self, uid: String, news: PodNews) {
+        self.objects.hold(&uid, &news.pod);
+        let tracked = self.pods.entry(uid.clone()).or_default();
+        let was_same = tracked.status.as_ref() == Some(&news.status);
+        tracked.local = Local::Here { over: news.over };
+        if !was_same {
+            tracked.changed = Some(Instant::now());
+            tracked.status = Some(news.status);
+        }
+        let meta = &news.pod.metadata;
+        let subject = Subject {
+            kind: "Pod",
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid,
+        };
+        for event in news.events {
+            self.events.tell(&subject, event);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let Done { uid, outcome } = done;
+        let Some(tracked) = self.pods.get_mut(&uid) else { return };
+        tracked.busy = false;
+        if let Outcome::Failed(why) = outcome {
+            tracked.failures += 1;
+            tracked.not_before = Some(Instant::now() + pause(tracked.failures));
+            tracing::warn!(uid, why, failures = tracked.failures, "a pod's step failed");
+            return;
+        }
+        tracked.failures = 0;
+        tracked.not_before = None;
+        match outcome {
+            Outcome::Taken => {
+                if tracked.local == Local::Unknown || matches!(tracked.local, Local::Refused { .. })
+                {
+                    tracked.local = Local::Here { over: false };
+                    tracked.status = None;
+                }
+                if let Some(seen) = &mut tracked.seen {
+                    seen.pod = None;
+                }
+            }
+            Outcome::Refused { generation, status, why } => {
+                tracked.local = Local::Refused { generation };
+                tracked.status = Some(*status);
+                if let Some(seen) = &tracked.seen {
+                    let event = NewEvent {
+                        warning: true,
+                        reason: refused::REASON.to_owned(),
+                        message: why,
+                        field_path: None,
+                        at: jiff::Timestamp::now(),
+                    };
+                    self.events.tell(&subject(seen), event);
+                }
+            }
+            Outcome::Written(pod) => drop(self.see(*pod)),
+            Outcome::Gone => tracked.seen = None,
+            Outcome::Made | Outcome::Failed(_) => {}
+        }
+    }
+
+    /// Makes a pod's next step.
+    fn advance(&mut self, uid: String, now: Instant) {
+        let Some(tracked) = self.pods.get_mut(&uid) else { return };
+        let step = tracked.next(self.listed, now);
+        match &step {
+            Step::Rest => return,
+            Step::Wait(at) => {
+                self.due.insert((*at, uid));
+                return;
+            }
+            Step::Drop => {
+                self.pods.remove(&uid);
+                self.objects.release(&uid);
+                return;
+            }
+            Step::End(grace) => tracked.ending = Some(*grace),
+            // After it the agent tells nothing more of the pod.
+            Step::Forget => {
+                tracked.local = Local::Unknown;
+                tracked.status = None;
+            }
+            Step::TakeOn | Step::Write(_) | Step::Fail | Step::Delete => {}
+        }
+        tracked.busy = true;
+        let seen = tracked.seen.clone();
+        let work = Work {
+            client: self.client.clone(),
+            front: self.front.clone(),
+            objects: self.objects.clone(),
+        };
+        let (done, steps) = (self.done.0.clone(), self.steps.clone());
+        tokio::spawn(async move {
+            let _turn = steps.acquire().await;
+            let outcome = match (step, seen) {
+                (Step::Forget, _) => {
+                    work.front.forget(&uid).await;
+                    Outcome::Made
+                }
+                (step, Some(seen)) => work.make(step, &seen).await,
+                (_, None) => Outcome::Made,
+            };
+            let _ = done.send(Done { uid, outcome });
+        });
+    }
+}
+
+/// What a step needs.
+struct Work {
+    client: kube::Client,
+    front: Front,
+    objects: Objects,
+}
+
+impl Work {
+    async fn make(&self, step: Step, seen: &Seen) -> Outcome {
+        match step {
+            Step::TakeOn => self.take_on(seen).await,
+            Step::End(grace) => {
+                self.front.end(&seen.uid, grace).await;
+                Outcome::Made
+            }
+            Step::Write(patch) => self.write(seen, patch).await,
+            Step::Fail => {
+                let now = jiff::Timestamp::now();
+                let text = "Pod was deleted before it ran on this node";
+                match patch::patch(seen, &refused::failed("Terminated", text, now)) {
+                    Some(patch) => self.write(seen, patch).await,
+                    None => Outcome::Made,
+                }
+            }
+            Step::Delete => self.delete(seen).await,
+            Step::Forget | Step::Drop | Step::Wait(_) | Step::Rest => Outcome::Made,
+        }
+    }
+
+    async fn take_on(&self, seen: &Seen) -> Outcome {
+        let pod = match &seen.pod {
+            Some(pod) => pod.clone(),
+            None => match self.pods(seen).get_opt(&seen.name.name).await {
+                Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(&seen.uid) => Arc::new(pod),
+                Ok(_) => return Outcome::Gone,
+                Err(error) => return failed(&error),
+            },
+        };
+        let objects = match self.objects.of(&pod).await {
+            Ok(objects) => objects,
+            Err(error) => return failed(&error),
+        };
+        match self.front.take_on(Pod::clone(&pod), objects).await {
+            Ok(()) => Outcome::Taken,
+            Err(reasons) => {
+                let status = refused::status(seen, &pod, &reasons, jiff::Timestamp::now());
+                let why = reasons.join("; ");
+                Outcome::Refused { generation: seen.generation, status: Box::new(status), why }
+            }
+        }
+    }
+
+    async fn write(&self, seen: &Seen, patch: serde_json::Value) -> Outcome {
+        let name = &seen.name.name;
+        let patched = self
+            .pods(seen)
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await;
+        match patched {
+            Ok(pod) => Outcome::Written(Box::new(pod)),
+            Err(error) if is_gone(&error) => Outcome::Gone,
+            Err(error) => failed(&error),
+        }
+    }
+
+    async fn delete(&self, seen: &Seen) -> Outcome {
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(seen.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match self.pods(seen).delete(&seen.name.name, &params).await {
+            // With finalizers of others it may stay; no more is to be done about it then.
+            Ok(_) => Outcome::Gone,
+            Err(error) if is_gone(&error) => Outcome::Gone,
+            Err(error) => failed(&error),
+        }
+    }
+
+    fn pods(&self, seen: &Seen) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &seen.name.namespace)
+    }
+}
+
+fn failed(error: &kube::Error) -> Outcome {
+    Outcome::Failed(copepod_agent::with_causes(error))
+}
+
+/// There is no such pod, or its name is another pod's by now.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+fn subject(seen: &Seen) -> Subject {
+    Subject {
+        kind: "Pod",
+        namespace: seen.name.namespace.clone(),
+        name: seen.name.name.clone(),
+        uid: seen.uid.clone(),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,66 @@
+//! A pod as the API server last told it: what the node's side needs of it, and not the whole object a thousand times.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use copepod_agent::api::PodName;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+/// The API server's copy of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Namespace and name.
+    pub name: PodName,
+    /// The UID.
+    pub uid: String,
+    /// `metadata.resourceVersion`: later copies have greater ones.
+    pub version: u128,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// It is to end, with so much grace.
+    pub deletion: Option<Duration>,
+    /// The status that the API server has.
+    pub status: PodStatus,
+    /// Condition types that have to be true before the pod is ready (`spec.readinessGates`).
+    pub gates: Vec<String>,
+    /// The kind of the object that made it, where one did.
+    pub controller: Option<String>,
+    /// The pod itself, until it was taken on or refused.
+    pub pod: Option<Arc<Pod>>,
+}
+
+impl Seen {
+    /// Of a pod from the API; none where it lacks what every API server gives.
+    pub fn of(mut pod: Pod) -> Option<Self> {
+        let meta = &mut pod.metadata;
+        // As large as the rest of the pod, and nobody's business here.
+        meta.managed_fields = None;
+        let seen = Self {
+            name: PodName { namespace: meta.namespace.clone()?, name: meta.name.clone()? },
+            uid: meta.uid.clone()?,
+            version: meta.resource_version.as_deref().and_then(|it| it.parse().ok()).unwrap_or(0),
+            generation: meta.generation,
+            deletion: meta.deletion_timestamp.is_some().then(|| {
+                let seconds = meta.deletion_grace_period_seconds.unwrap_or(0);
+                Duration::from_secs(seconds.try_into().unwrap_or(0))
+            }),
+            status: pod.status.take().unwrap_or_default(),
+            gates: pod
+                .spec
+                .iter()
+                .flat_map(|spec| spec.readiness_gates.iter().flatten())
+                .map(|gate| gate.condition_type.clone())
+                .collect(),
+            controller: (pod.metadata.owner_references.iter().flatten())
+                .find(|owner| owner.controller == Some(true))
+                .map(|owner| owner.kind.clone()),
+            pod: None,
+        };
+        Some(Self { pod: Some(Arc::new(pod)), ..seen })
+    }
+
+    /// Whether the API server has its last phase.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+}
