@@ -52,6 +52,11 @@ impl Cache {
         self.root.join("peers")
     }
 
+    /// Kubernetes' programs, a folder for each set of them.
+    pub(crate) fn kube(&self) -> PathBuf {
+        self.root.join("kube")
+    }
+
     /// Cargo's target folder for our programs: `CARGO_TARGET_DIR` where it is set.
     pub(crate) fn target(&self) -> PathBuf {
         set("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), |dir| checkout().join(dir))

@@ -1,7 +1,7 @@
-//! The project's own tasks: `cargo xtask build | guests | test | demo | bench | install | uninstall`.
+//! The project's own tasks: `cargo xtask build | guests | kube | test | demo | bench | install | uninstall`.
 //!
 //! Here: set-up on a fresh machine into [`cache`], then one module per task. What is set up by whom: [`programs`] are ours,
-//! [`guests`] are the examples, [`debian`] unpacks other people's programs. Deliberately absent: anything installed on the
+//! [`guests`] are the examples, [`kube`] builds Kubernetes, [`debian`] unpacks other people's programs. Deliberately absent: anything installed on the
 //! machine (but by `install`), and anything that looks outside the checkout and the cache.
 
 // A task talks to the person who runs it.
@@ -14,6 +14,7 @@ mod debian;
 mod demo;
 mod guests;
 mod install;
+mod kube;
 mod programs;
 mod test;
 
@@ -35,6 +36,11 @@ enum Task {
     },
     /// Build the guests in examples/ for wasm32-wasip1 and wasm32-wasip2.
     Guests,
+    /// Build Kubernetes' own programs, for tests against a real control plane. Needs Go.
+    Kube {
+        #[command(subcommand)]
+        ask: Option<kube::Ask>,
+    },
     /// The whole story once: a pod of two from a registry, asked while its agent is killed. Needs root.
     Demo,
     /// Everything that must hold: format, lints, unit tests, end-to-end tests. Needs root for the last.
@@ -102,6 +108,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
             println!("{}", built.runner.display());
         }
         Task::Guests => println!("{}", guests::build(&cache)?.display()),
+        Task::Kube { ask } => kube::run(&cache, ask.as_ref())?,
         Task::Demo => demo::run(&cache)?,
         Task::Test { only, long } => return test::run(&cache, only.as_deref(), long),
         Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
