@@ -1,6 +1,6 @@
 //! End-to-end tests: the built programs, used as a person uses them, each test on a node of its own.
 //!
-//! In the order in which to read them. Absent: a cluster.
+//! In the order in which to read them. Those of [`kube`] share a real control plane, which is brought when one of them is run.
 
 mod basic;
 mod command_line;
@@ -16,6 +16,8 @@ mod upgrade;
 mod registry;
 
 mod user;
+
+mod kube;
 
 mod badinput;
 mod hostile;

@@ -7,16 +7,21 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use copepod_tests::cluster::ASSETS;
 
 use crate::cache::{Cache, checkout};
-use crate::command::{cargo, missing, step};
+use crate::command::{cargo, missing, output, step};
+use crate::kube::Set;
 use crate::programs::Profile;
-use crate::{debian, guests, programs};
+use crate::{debian, guests, kube, programs};
 
 /// The packages that are built by themselves, without a compiler's features.
 const RUNNER_GROUP: [&str; 2] = ["copepod-net", "copepod-runner"];
 /// The end-to-end tests' package.
 const END_TO_END: &str = "copepod-tests";
+
+/// The end-to-end tests of this module run against a control plane of Kubernetes.
+const CLUSTER: &str = "kube::";
 
 /// What came of the tests so far.
 #[derive(Default)]
@@ -57,6 +62,15 @@ fn end_to_end_tests(cache: &Cache) -> Result<Command> {
         .env("COPEPOD_REGISTRY", registry)
         .env("COPEPOD_NFT", nft);
     Ok(command)
+}
+
+/// Whether a test that needs a control plane has `filter` in its name.
+fn need_a_cluster(cache: &Cache, filter: &str) -> Result<bool> {
+    let mut command = cargo(&cache.target());
+    command.args(["test", "--locked", "--package", END_TO_END, "--", "--list", filter]);
+    // Where it builds them, cargo says so.
+    let listed = output(command.stderr(Stdio::inherit()))?;
+    Ok(listed.lines().any(|line| line.starts_with(CLUSTER)))
 }
 
 fn default_group() -> Vec<String> {
@@ -122,6 +136,9 @@ impl Tally {
         };
         if let Some(filter) = end_to_end {
             let mut command = end_to_end_tests(cache)?;
+            if need_a_cluster(cache, filter)? {
+                command.env(ASSETS, kube::bring(cache, Set::ControlPlane)?);
+            }
             // Each test has a data directory, namespaces and processes of its own: two at a time on two cores.
             command.args(["--", "--test-threads", "2", filter]).args(ignored);
             self.tests("end-to-end tests", &mut command)?;

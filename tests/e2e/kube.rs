@@ -1,0 +1,6 @@
+//! Against a real control plane of Kubernetes, shared by all tests here but those that kill it: each has names of its own.
+//!
+//! Beneath: [`api`], a client; [`control_plane`], what the tests' cluster is itself.
+
+pub(crate) mod api;
+mod control_plane;
