@@ -166,7 +166,7 @@ impl Cluster {
             ("server", self.authority.server(&names, &addresses)?),
             ("kubelet-client", self.authority.client("kube-apiserver", &masters, false)?),
             ("front-proxy-client", front_proxy.client("front-proxy-client", &[], false)?),
-            // Any key does for tokens.
+            // The key signs tokens, and the certificate stands for its public half.
             ("service-accounts", self.authority.client("service-accounts", &[], false)?),
         ] {
             self.write(&format!("{name}.crt"), certified.certificate)?;

@@ -107,7 +107,7 @@ impl Settings {
             ("allow-privileged", "true".to_owned()),
             ("service-cluster-ip-range", self.service_cidrs.join(",")),
             ("service-account-issuer", "https://kubernetes.default.svc.cluster.local".to_owned()),
-            ("service-account-key-file", at("service-accounts.key")),
+            ("service-account-key-file", at("service-accounts.crt")),
             ("service-account-signing-key-file", at("service-accounts.key")),
             ("kubelet-certificate-authority", at("ca.crt")),
             ("kubelet-client-certificate", at("kubelet-client.crt")),
