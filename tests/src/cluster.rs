@@ -183,7 +183,7 @@ impl Cluster {
         let policy = json!({
             "apiVersion": "audit.k8s.io/v1",
             "kind": "Policy",
-            "omitStages": ["RequestReceived"],
+            "omitStages": ["RequestReceived", "ResponseStarted"],
             "rules": [{ "level": "Metadata" }],
         });
         self.write("audit-policy.json", policy.to_string())?;
