@@ -94,11 +94,30 @@ pub(crate) enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sandbox {
     /// To be made, not before then.
-    Absent { not_before: Timestamp },
+    Absent {
+        not_before: Timestamp,
+        /// The last set-up failed for want of something that the pod refers to.
+        in_want: bool,
+    },
     /// In the making.
-    Asked,
+    Asked {
+        /// What the pod refers to has changed since.
+        outdated: bool,
+    },
     /// It stands.
     Up,
+}
+
+impl Sandbox {
+    /// To be made, not before then, for whatever reason.
+    pub(crate) fn absent(not_before: Timestamp) -> Self {
+        Self::Absent { not_before, in_want: false }
+    }
+
+    /// In the making.
+    pub(crate) fn is_asked(self) -> bool {
+        matches!(self, Self::Asked { .. })
+    }
 }
 
 impl PodLife {
@@ -154,7 +173,7 @@ impl PodLife {
             pod,
             spec,
             stage: Stage::Live,
-            sandbox: Sandbox::Absent { not_before: Timestamp::MIN },
+            sandbox: Sandbox::absent(Timestamp::MIN),
             ips: Vec::new(),
             start_time: start,
             initialized: false,

@@ -95,6 +95,9 @@ pub(crate) struct Starting {
     /// Sent by this agent, or found by it; else nobody has looked since the agent's start.
     #[serde(skip)]
     pub(crate) confirmed: bool,
+    /// What the pod refers to has changed since.
+    #[serde(skip)]
+    pub(crate) outdated: bool,
 }
 
 /// A live instance.
@@ -232,7 +235,7 @@ impl Slot {
                 self.crashes.restarted(last.exit.finished_at, now);
             }
         }
-        self.state = State::Starting(Starting { attempt, confirmed: true });
+        self.state = State::Starting(Starting { attempt, confirmed: true, outdated: false });
     }
 
     /// Starting → Waiting: it never ran.
@@ -304,7 +307,10 @@ impl State {
     pub(crate) fn forget_what_is_in_flight(&mut self) {
         match self {
             Self::Waiting(waiting) => waiting.image = Image::Wanted,
-            Self::Starting(starting) => starting.confirmed = false,
+            Self::Starting(starting) => {
+                starting.confirmed = false;
+                starting.outdated = false;
+            }
             Self::Running(running) => {
                 running.confirmed = false;
                 running.post_start.forget_asking();

@@ -18,26 +18,33 @@ use crate::name::ContainerName;
 /// How long after a failed set-up, or a start that failed for want of something, the next try is; a kubelet's resync after an error.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// The reasons of what fails for want of an object, among others: another try costs little, so none is told apart.
+const IN_WANT_OF_A_VOLUME: &str = "FailedMount";
+const IN_WANT_OF_A_VARIABLE: &str = "CreateContainerConfigError";
+
 impl PodLife {
     /// Takes in what happened.
     pub fn observe(&mut self, event: PodEvent, now: Timestamp) {
         match event {
             PodEvent::SetUp { ips } => {
-                if self.sandbox == Sandbox::Asked {
+                if self.sandbox.is_asked() {
                     match self.stage {
                         Stage::Live => self.record(Fact::SandboxUp { ips }, now),
                         // Nobody needs it any more; it is torn down at once.
-                        _ => self.sandbox = Sandbox::Absent { not_before: now },
+                        _ => self.sandbox = Sandbox::absent(now),
                     }
                 }
             }
             PodEvent::SetUpFailed { reason, message } => {
-                if self.sandbox == Sandbox::Asked {
-                    self.sandbox = Sandbox::Absent { not_before: later(now, RETRY) };
+                if let Sandbox::Asked { outdated } = self.sandbox {
+                    let in_want = reason == IN_WANT_OF_A_VOLUME;
+                    let wait = if in_want && outdated { Duration::ZERO } else { RETRY };
+                    self.sandbox = Sandbox::Absent { not_before: later(now, wait), in_want };
                     self.event(true, &reason, message, None);
                     self.settle(now);
                 }
             }
+            PodEvent::ObjectsChanged => self.objects_changed(now),
             PodEvent::SandboxLost => self.sandbox_lost(now),
             PodEvent::Pulling { container } => {
                 if let Some(i) = self.pulling(&container) {
@@ -82,6 +89,26 @@ impl PodLife {
                 if matches!(self.stage, Stage::TearingDown { asked: true, .. }) {
                     self.record(Fact::TornDown, now);
                 }
+            }
+        }
+    }
+
+    /// Hastens what waits for an object, and has what is under way without the new ones tried again as soon as it fails.
+    fn objects_changed(&mut self, now: Timestamp) {
+        match &mut self.sandbox {
+            Sandbox::Absent { not_before, in_want: true } => *not_before = now.min(*not_before),
+            Sandbox::Asked { outdated } => *outdated = true,
+            Sandbox::Absent { .. } | Sandbox::Up => {}
+        }
+        for slot in &mut self.slots {
+            match (&mut slot.state, &mut slot.trouble) {
+                (State::Starting(starting), _) => starting.outdated = true,
+                (State::Waiting(_), Some(Trouble { reason, until: Some(until), .. }))
+                    if reason == IN_WANT_OF_A_VARIABLE =>
+                {
+                    *until = now.min(*until);
+                }
+                _ => {}
             }
         }
     }
@@ -214,19 +241,21 @@ impl PodLife {
         now: Timestamp,
     ) {
         let Some(i) = self.slot_index(&container) else { return };
-        if !matches!(&self.slots[i].state, State::Starting(s) if s.attempt == attempt) {
-            return;
-        }
+        let outdated = match &self.slots[i].state {
+            State::Starting(starting) if starting.attempt == attempt => starting.outdated,
+            _ => return,
+        };
         self.event(true, "Failed", format!("Error: {message}"), Some(i));
         self.record(Fact::AttemptUnsent { container, attempt }, now);
         let slot = &mut self.slots[i];
         let before = slot.trouble.as_ref().filter(|trouble| !trouble.image);
         // What the container's configuration waits for (a ConfigMap) may come any moment; a runner that refuses is not pressed.
         let wait = match before {
-            Some(before) if reason != "CreateContainerConfigError" => backoff::doubled(before.wait),
+            Some(before) if reason != IN_WANT_OF_A_VARIABLE => backoff::doubled(before.wait),
             _ => RETRY,
         };
-        let until = retry.then(|| later(now, wait));
+        let at_once = outdated && reason == IN_WANT_OF_A_VARIABLE;
+        let until = retry.then(|| if at_once { now } else { later(now, wait) });
         slot.trouble = Some(Trouble { reason, message, image: false, wait, until });
         self.settle(now);
     }

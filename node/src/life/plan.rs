@@ -39,7 +39,7 @@ impl PodLife {
             }
             Stage::TearingDown { asked, .. } => {
                 // A set-up under way is waited for, so that nothing is made behind the tearing down.
-                if self.sandbox != Sandbox::Asked && !std::mem::replace(asked, true) {
+                if !self.sandbox.is_asked() && !std::mem::replace(asked, true) {
                     actions.push(Action::TearDown);
                 }
             }
@@ -53,7 +53,7 @@ impl PodLife {
         let mut wakes = Vec::new();
         wakes.extend(self.deadline());
         if self.stage == Stage::Live {
-            if let Sandbox::Absent { not_before } = self.sandbox {
+            if let Sandbox::Absent { not_before, .. } = self.sandbox {
                 wakes.push(not_before);
             }
             wakes.extend(self.startable().into_iter().filter_map(|i| self.slots[i].due()));
@@ -82,10 +82,10 @@ impl PodLife {
     }
 
     fn plan_sandbox(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        if let Sandbox::Absent { not_before } = self.sandbox
+        if let Sandbox::Absent { not_before, .. } = self.sandbox
             && not_before <= now
         {
-            self.sandbox = Sandbox::Asked;
+            self.sandbox = Sandbox::Asked { outdated: false };
             actions.push(Action::SetUp);
         }
     }

@@ -200,7 +200,7 @@ impl PodLife {
 
     /// A new sandbox is needed, and in it all init containers run once more: whatever they prepared may be gone.
     fn lose_sandbox(&mut self, at: Timestamp) {
-        self.sandbox = Sandbox::Absent { not_before: at };
+        self.sandbox = Sandbox::absent(at);
         if self.stage != Stage::Live {
             return;
         }

@@ -106,7 +106,7 @@ impl PodSoFar {
         let Self { stage, sandbox, ips, start_time, initialized, conditions } = self.clone();
         life.sandbox = match sandbox {
             true => Sandbox::Up,
-            false => Sandbox::Absent { not_before: Timestamp::MIN },
+            false => Sandbox::absent(Timestamp::MIN),
         };
         (life.stage, life.ips, life.start_time) = (stage, ips, start_time);
         (life.initialized, life.conditions) = (initialized, conditions);

@@ -28,6 +28,9 @@ pub enum PodEvent {
         /// What went wrong.
         message: String,
     },
+    /// A ConfigMap, a Secret, a token or a Service's variable that the pod refers to is there now, or another: what failed for want of one
+    /// is tried again at once.
+    ObjectsChanged,
     /// The pod's runner is dead, and all its containers with it (those whose exits were recorded come as `Exited` first).
     SandboxLost,
     /// A registry is being asked for the image; the pull's answer is still to come.

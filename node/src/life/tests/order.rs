@@ -45,6 +45,47 @@ fn a_failed_set_up_is_told_and_tried_again_after_ten_seconds() {
     assert_eq!(bench.after_seconds(10).plan(), ["set up"]);
 }
 
+fn set_up_failed(reason: &str) -> PodEvent {
+    PodEvent::SetUpFailed { reason: reason.to_owned(), message: "no ConfigMap".to_owned() }
+}
+
+#[test]
+fn a_volume_that_waits_for_an_object_is_tried_again_as_soon_as_objects_change() {
+    let mut bench = Bench::new(json!({"containers": [{"name": "c"}]}));
+    assert_eq!(bench.plan(), ["set up"]);
+    bench.event(set_up_failed("FailedMount"));
+
+    assert_eq!(bench.after_seconds(1).plan(), [""; 0]);
+    bench.event(PodEvent::ObjectsChanged);
+
+    assert_eq!(bench.plan(), ["set up"]);
+}
+
+#[test]
+fn objects_that_change_while_a_set_up_looks_at_the_old_ones_are_not_waited_for() {
+    let mut bench = Bench::new(json!({"containers": [{"name": "c"}]}));
+    assert_eq!(bench.plan(), ["set up"]);
+
+    bench.event(PodEvent::ObjectsChanged);
+    assert_eq!(bench.plan(), [""; 0], "one set-up at a time");
+    bench.event(set_up_failed("FailedMount"));
+
+    assert_eq!(bench.plan(), ["set up"]);
+    bench.event(set_up_failed("FailedMount"));
+    assert_eq!((bench.plan().len(), bench.wakes_in()), (0, Some(10)), "one try for one change");
+}
+
+#[test]
+fn objects_do_not_hasten_a_sandbox_that_fails_for_another_reason() {
+    let mut bench = Bench::new(json!({"containers": [{"name": "c"}]}));
+    assert_eq!(bench.plan(), ["set up"]);
+    bench.event(set_up_failed("FailedCreatePodSandBox"));
+
+    bench.event(PodEvent::ObjectsChanged);
+
+    assert_eq!((bench.plan().len(), bench.wakes_in()), (0, Some(10)));
+}
+
 #[test]
 fn init_containers_run_strictly_one_after_the_other() {
     let mut bench = Bench::new(json!({
@@ -267,6 +308,59 @@ fn failed_pulls_back_off_from_ten_seconds_to_five_minutes() {
     assert_eq!(states[..2], ["ErrImagePull", "ImagePullBackOff"]);
     let message = bench.container("c").state.unwrap().waiting.unwrap().message.unwrap();
     assert_eq!(message, "Back-off pulling image \"app:1\": ErrImagePull: refused");
+}
+
+fn start_failed(reason: &str) -> PodEvent {
+    PodEvent::StartFailed {
+        container: name("c"),
+        attempt: 0,
+        reason: reason.to_owned(),
+        message: "there is no ConfigMap".to_owned(),
+        retry: true,
+    }
+}
+
+/// A pod whose one container is being started.
+fn starting() -> Bench {
+    let mut bench = Bench::new(json!({"containers": [{"name": "c"}]}));
+    bench.set_up();
+    assert_eq!(bench.plan(), ["pull c"]);
+    bench.image("c");
+    assert_eq!(bench.plan(), ["start c 0"]);
+    bench
+}
+
+#[test]
+fn a_container_that_waits_for_a_variable_is_started_as_soon_as_objects_change() {
+    let mut bench = starting();
+    bench.event(start_failed("CreateContainerConfigError"));
+
+    assert_eq!(bench.after_seconds(1).plan(), [""; 0]);
+    bench.event(PodEvent::ObjectsChanged);
+
+    assert_eq!(bench.plan(), ["pull c"]);
+}
+
+#[test]
+fn objects_that_change_while_a_start_looks_at_the_old_ones_are_not_waited_for() {
+    let mut bench = starting();
+
+    bench.event(PodEvent::ObjectsChanged);
+    assert_eq!(bench.plan(), [""; 0], "one attempt at a time");
+    bench.event(start_failed("CreateContainerConfigError"));
+
+    assert_eq!(bench.plan(), ["pull c"]);
+}
+
+#[test]
+fn objects_do_not_hasten_a_start_that_fails_for_another_reason() {
+    let mut bench = starting();
+    bench.event(PodEvent::ObjectsChanged);
+    bench.event(start_failed("RunContainerError"));
+
+    bench.event(PodEvent::ObjectsChanged);
+
+    assert_eq!((bench.plan().len(), bench.wakes_in()), (0, Some(10)));
 }
 
 #[test]

@@ -362,6 +362,7 @@ impl World {
             13 => self.agent_dies(which, how % 2 == 0),
             14 if which % 4 == 0 => self.runner_dies(),
             14 if which % 4 == 1 => self.short = self.life.so_far(),
+            15 if which % 4 == 1 => self.turn(Some(PodEvent::ObjectsChanged)),
             15 if which % 4 == 0 => {
                 let grace = Some(Duration::from_secs(u64::from(how % 40)));
                 self.turn(Some(PodEvent::DeleteAsked { grace }));
