@@ -1,4 +1,4 @@
-//! ConfigMaps, Secrets and keys that a pod names and its manifest does not hold: pure.
+//! ConfigMaps, Secrets and keys that a pod names and its manifest does not hold, and tokens that nobody gives: pure.
 //!
 //! On a cluster they may come later; here nothing brings them, so that the pod would wait for ever. Absent: whatever is
 //! marked optional, and pull secrets, without which a public image still comes.
@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use copepod_node::Refusal;
+use copepod_node::objects::tokens_without_cluster;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, KeyToPath, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -73,6 +74,7 @@ impl Held {
                 }
             }
         }
+        looking.missing.extend(tokens_without_cluster(pod));
         looking.missing
     }
 }
@@ -245,6 +247,11 @@ mod tests {
                 json!({}),
                 json!([{"name": "v", "projected": {"sources": [{"secret": {"name": "x"}}]}}]),
                 "spec.volumes[0].projected.sources[0].secret.name: there is no Secret \"x\"",
+            ),
+            (
+                json!({}),
+                json!([{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
+                "spec.volumes[0].projected.sources[0].serviceAccountToken: a token needs a cluster's API server",
             ),
         ];
         for (container, volumes, expected) in table {

@@ -290,7 +290,7 @@ fn value_from(
     }
     if let Some(resource) = &source.resource_field_ref {
         let path = format!("{path}.resourceFieldRef");
-        return refs::resource(pod, container, resource, context)
+        return refs::resource(pod, Some(container), resource, context)
             .map(Some)
             .map_err(|message| ConfigError::new(path, message));
     }

@@ -1,6 +1,6 @@
-//! What a pod refers to: ConfigMaps, Secrets, and the node it is on.
+//! What a pod refers to: ConfigMaps, Secrets, tokens of its service account, and the node it is on.
 //!
-//! Absent: fetching and watching them.
+//! Absent: fetching, requesting and watching them.
 
 use std::{
     borrow::Cow,
@@ -8,16 +8,71 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccountTokenProjection};
 
-use crate::quantity::Amount;
+use crate::{quantity::Amount, refusal::Refusal};
 
-/// The ConfigMaps and Secrets of the pod's namespace, as far as they are known.
+/// The API server's default of a token's `expirationSeconds`.
+const TOKEN_SECONDS: i64 = 3600;
+
+/// The ConfigMaps and Secrets of the pod's namespace and the tokens of its service account, as far as they are known.
 pub trait Objects {
     /// The ConfigMap of that name.
     fn config_map(&self, name: &str) -> Option<&ConfigMap>;
     /// The Secret of that name.
     fn secret(&self, name: &str) -> Option<&Secret>;
+    /// The token that a TokenRequest for this pod gave.
+    fn token(&self, wanted: WantedToken<'_>) -> Option<&str>;
+}
+
+/// A token that a pod's volume shows: the `spec` of its TokenRequest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WantedToken<'a> {
+    /// For whom it is; none: for the API server.
+    pub audience: Option<&'a str>,
+    /// How long it is to be valid.
+    pub expiration_seconds: i64,
+}
+
+impl<'a> From<&'a ServiceAccountTokenProjection> for WantedToken<'a> {
+    fn from(source: &'a ServiceAccountTokenProjection) -> Self {
+        Self {
+            audience: source.audience.as_deref().filter(|audience| !audience.is_empty()),
+            expiration_seconds: source.expiration_seconds.unwrap_or(TOKEN_SECONDS),
+        }
+    }
+}
+
+/// All tokens that a pod's volumes show, each once.
+pub fn wanted_tokens(pod: &Pod) -> BTreeSet<WantedToken<'_>> {
+    token_sources(pod).map(|(_, source)| source.into()).collect()
+}
+
+/// What in a pod asks for a token, where no API server is there to give one.
+pub fn tokens_without_cluster(pod: &Pod) -> Vec<Refusal> {
+    let spec = pod.spec.as_ref();
+    let wants_one = spec.and_then(|spec| spec.automount_service_account_token) == Some(true);
+    let automount = wants_one.then(|| {
+        let message = "a token needs a cluster's API server, and there is none here; leave it out";
+        Refusal::new("spec.automountServiceAccountToken", message)
+    });
+    let sources = token_sources(pod).map(|(path, _)| {
+        let message = "a token needs a cluster's API server, and there is none here; remove the source, or project a \
+             Secret with what the program is to present";
+        Refusal::new(path, message)
+    });
+    automount.into_iter().chain(sources).collect()
+}
+
+fn token_sources(pod: &Pod) -> impl Iterator<Item = (String, &ServiceAccountTokenProjection)> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).enumerate();
+    volumes.flat_map(|(i, volume)| {
+        let sources = volume.projected.iter().flat_map(|it| it.sources.iter().flatten());
+        sources.enumerate().filter_map(move |(j, source)| {
+            let path = format!("spec.volumes[{i}].projected.sources[{j}].serviceAccountToken");
+            Some((path, source.service_account_token.as_ref()?))
+        })
+    })
 }
 
 /// The names of all ConfigMaps and Secrets of its namespace that a pod refers to, optional ones too.
@@ -67,6 +122,8 @@ impl<'a> References<'a> {
 pub(crate) struct KnownObjects {
     pub(crate) config_maps: BTreeMap<String, ConfigMap>,
     pub(crate) secrets: BTreeMap<String, Secret>,
+    /// By audience and seconds.
+    pub(crate) tokens: BTreeMap<(Option<String>, i64), String>,
 }
 
 #[cfg(test)]
@@ -76,6 +133,10 @@ impl Objects for KnownObjects {
     }
     fn secret(&self, name: &str) -> Option<&Secret> {
         self.secrets.get(name)
+    }
+    fn token(&self, wanted: WantedToken<'_>) -> Option<&str> {
+        let audience = wanted.audience.map(str::to_owned);
+        self.tokens.get(&(audience, wanted.expiration_seconds)).map(String::as_str)
     }
 }
 
@@ -159,5 +220,59 @@ mod tests {
 
         assert_eq!(Vec::from_iter(found.config_maps), ["all", "files", "one", "part"]);
         assert_eq!(Vec::from_iter(found.secrets), ["every", "hidden", "keys", "piece", "pull"]);
+    }
+    fn pod_with_tokens() -> Pod {
+        let token = |mut source: serde_json::Value| {
+            source["path"] = serde_json::json!("token");
+            serde_json::json!({ "serviceAccountToken": source })
+        };
+        serde_json::from_value(serde_json::json!({ "spec": { "containers": [], "volumes": [
+            { "name": "scratch", "emptyDir": {} },
+            { "name": "api", "projected": { "sources": [
+                token(serde_json::json!({ "expirationSeconds": 3607 })),
+                { "configMap": { "name": "kube-root-ca.crt" } },
+                token(serde_json::json!({ "audience": "vault" })),
+            ] } },
+            { "name": "again", "projected": { "sources": [
+                token(serde_json::json!({ "audience": "vault", "expirationSeconds": 3600 })),
+                token(serde_json::json!({ "audience": "", "expirationSeconds": 3607 })),
+            ] } },
+        ] } }))
+        .expect("a pod")
+    }
+
+    #[test]
+    fn a_pod_wants_each_token_once_whatever_shows_it() {
+        let pod = pod_with_tokens();
+
+        let wanted = wanted_tokens(&pod);
+
+        let api = WantedToken { audience: None, expiration_seconds: 3607 };
+        let vault = WantedToken { audience: Some("vault"), expiration_seconds: 3600 };
+        assert_eq!(Vec::from_iter(wanted), [api, vault]);
+    }
+
+    #[test]
+    fn without_a_cluster_whatever_asks_for_a_token_is_refused_with_what_to_write_instead() {
+        let mut pod = pod_with_tokens();
+        if let Some(spec) = &mut pod.spec {
+            spec.automount_service_account_token = Some(true);
+        }
+
+        let refused = tokens_without_cluster(&pod);
+
+        let fields: Vec<_> = refused.iter().map(|it| it.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "spec.automountServiceAccountToken",
+                "spec.volumes[1].projected.sources[0].serviceAccountToken",
+                "spec.volumes[1].projected.sources[2].serviceAccountToken",
+                "spec.volumes[2].projected.sources[0].serviceAccountToken",
+                "spec.volumes[2].projected.sources[1].serviceAccountToken",
+            ]
+        );
+        assert!(refused.iter().all(|it| it.message.contains("API server")));
+        assert_eq!(tokens_without_cluster(&Pod::default()), []);
     }
 }

@@ -1,22 +1,24 @@
 //! Which files a pod's volumes hold, and which of them each container sees where.
 //!
-//! Start at [`plan`] (once per pod, and again when a ConfigMap or Secret changes) and [`mounts`] (once per start).
+//! Start at [`plan`] (once per pod), [`files_of`] (again when what a volume shows has changed) and [`mounts`] (once per start).
 //! Absent: writing and mounting anything, following a link (the agent resolves beneath and without links), and the volumes
 //! that `fields` refuses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{KeyToPath, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume,
+};
 
 use crate::{
-    env::{ConfigError, find_container, substitute_all},
-    objects::{Objects, config_map_entries, secret_entries},
+    env::{ConfigError, Context, find_container, refs, substitute_all},
+    objects::{config_map_entries, secret_entries},
     quantity::Amount,
 };
 
-/// Most bytes of one ConfigMap or Secret volume; what an API server lets an object hold.
+/// Most bytes that one source gives a volume; what an API server lets an object hold.
 const MOST_BYTES: usize = 1 << 20;
-/// Most files of one such volume: beyond any that fits an API server's limit with sensible names.
+/// Most files of one volume: beyond any that fits an API server's limit with sensible names.
 const MOST_FILES: usize = 10_000;
 
 /// A volume as it is to be made.
@@ -56,7 +58,7 @@ pub enum Content {
     },
 }
 
-/// A file of a ConfigMap or Secret volume.
+/// A file of a volume that the agent writes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PlannedFile {
     /// Relative, without `.` or `..`.
@@ -88,11 +90,11 @@ pub struct PlannedMount {
 }
 
 /// The pod's volumes in spec order. An error (`FailedMount`) may pass, as what is missing may come.
-pub fn plan(pod: &Pod, objects: &dyn Objects) -> Result<Vec<PlannedVolume>, ConfigError> {
+pub fn plan(pod: &Pod, context: &Context<'_>) -> Result<Vec<PlannedVolume>, ConfigError> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let planned = volumes.enumerate().map(|(i, volume)| {
-        let path = format!("spec.volumes[{i}]");
-        Ok(PlannedVolume { name: volume.name.clone(), content: content(volume, &path, objects)? })
+        let content = content(pod, volume, &format!("spec.volumes[{i}]"), context)?;
+        Ok(PlannedVolume { name: volume.name.clone(), content })
     });
     planned.collect()
 }
@@ -101,17 +103,39 @@ pub fn plan(pod: &Pod, objects: &dyn Objects) -> Result<Vec<PlannedVolume>, Conf
 pub fn files_of(
     pod: &Pod,
     index: usize,
-    objects: &dyn Objects,
+    context: &Context<'_>,
 ) -> Result<Vec<PlannedFile>, ConfigError> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let Some(volume) = volumes.get(index) else { return Ok(Vec::new()) };
-    match content(volume, &format!("spec.volumes[{index}]"), objects)? {
+    match content(pod, volume, &format!("spec.volumes[{index}]"), context)? {
         Content::Files { files, .. } => Ok(files),
         Content::EmptyDir { .. } | Content::HostPath { .. } => Ok(Vec::new()),
     }
 }
 
-fn content(volume: &Volume, path: &str, objects: &dyn Objects) -> Result<Content, ConfigError> {
+/// Of a volume's files those beneath one of its folders, by their paths in it.
+pub fn part_of(files: Vec<PlannedFile>, folder: &str) -> Vec<PlannedFile> {
+    let within = |file: PlannedFile| {
+        let path = file.path.strip_prefix(folder)?.strip_prefix('/')?.to_owned();
+        Some(PlannedFile { path, ..file })
+    };
+    files.into_iter().filter_map(within).collect()
+}
+
+/// Whether the agent alone writes the volume: all that [`Content::Files`] is planned for.
+pub fn is_written_by_agent(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+fn content(
+    pod: &Pod,
+    volume: &Volume,
+    path: &str,
+    context: &Context<'_>,
+) -> Result<Content, ConfigError> {
     if let Some(empty) = &volume.empty_dir {
         let limit = empty.size_limit.as_ref().map(Amount::parse).transpose();
         let limit = limit
@@ -124,31 +148,41 @@ fn content(volume: &Volume, path: &str, objects: &dyn Objects) -> Result<Content
     }
     if let Some(source) = &volume.config_map {
         let path = format!("{path}.configMap");
-        let found = objects.config_map(&source.name);
-        let optional = source.optional == Some(true);
-        let missing = || missing("ConfigMap", &source.name, &format!("{path}.name"));
-        let entries = match found {
-            Some(map) => config_map_entries(map),
-            None if optional => BTreeMap::new(),
-            None => return Err(missing()),
+        let mut files = Files::new(source.default_mode);
+        let map = Keys {
+            object: context.objects.config_map(&source.name).map(config_map_entries),
+            kind: "ConfigMap",
+            name: &source.name,
+            name_field: "name",
+            optional: source.optional,
+            items: source.items.as_deref(),
         };
-        let items = (found.is_some()).then_some(source.items.as_deref()).flatten();
-        let files = files(&entries, items, source.default_mode, optional, &path)?;
-        return Ok(Content::Files { files, secret: false });
+        files.add_keys(map, &path)?;
+        return Ok(Content::Files { files: files.done(&path)?, secret: false });
     }
     if let Some(source) = &volume.secret {
         let path = format!("{path}.secret");
+        let mut files = Files::new(source.default_mode);
         let name = source.secret_name.as_deref().unwrap_or_default();
-        let found = objects.secret(name);
-        let optional = source.optional == Some(true);
-        let entries = match found {
-            Some(secret) => secret_entries(secret),
-            None if optional => BTreeMap::new(),
-            None => return Err(missing("Secret", name, &format!("{path}.secretName"))),
+        let secret = Keys {
+            object: context.objects.secret(name).map(secret_entries),
+            kind: "Secret",
+            name,
+            name_field: "secretName",
+            optional: source.optional,
+            items: source.items.as_deref(),
         };
-        let items = (found.is_some()).then_some(source.items.as_deref()).flatten();
-        let files = files(&entries, items, source.default_mode, optional, &path)?;
-        return Ok(Content::Files { files, secret: true });
+        files.add_keys(secret, &path)?;
+        return Ok(Content::Files { files: files.done(&path)?, secret: true });
+    }
+    if let Some(source) = &volume.downward_api {
+        let path = format!("{path}.downwardAPI");
+        let mut files = Files::new(source.default_mode);
+        files.add_downward(source.items.as_deref(), &path, pod, context)?;
+        return Ok(Content::Files { files: files.done(&path)?, secret: false });
+    }
+    if let Some(source) = &volume.projected {
+        return projected(pod, source, &format!("{path}.projected"), context);
     }
     if let Some(host) = &volume.host_path {
         let path_field = format!("{path}.hostPath.path");
@@ -160,75 +194,197 @@ fn content(volume: &Volume, path: &str, objects: &dyn Objects) -> Result<Content
             checked: !kind.is_empty(),
         });
     }
-    Err(ConfigError::new(path, "write one of emptyDir, configMap, secret, hostPath"))
+    Err(ConfigError::new(path, format!("write one of {SOURCES}")))
 }
 
-fn missing(kind: &str, name: &str, field: &str) -> ConfigError {
-    ConfigError::new(field, format!("there is no {kind} {name:?} in the pod's namespace"))
-}
+/// The kinds of volumes that there are.
+pub(crate) const SOURCES: &str = "emptyDir, configMap, secret, downwardAPI, projected, hostPath";
 
-/// All keys under their names, or those of `items` under their paths.
-fn files(
-    entries: &BTreeMap<&str, &[u8]>,
-    items: Option<&[KeyToPath]>,
-    default_mode: Option<i32>,
-    optional: bool,
+/// Several sources in one folder; of two files under one path the later source's is there, as under a kubelet.
+fn projected(
+    pod: &Pod,
+    volume: &ProjectedVolumeSource,
     path: &str,
-) -> Result<Vec<PlannedFile>, ConfigError> {
-    let default_mode = mode(default_mode.unwrap_or(0o644));
-    let mut files: BTreeMap<String, PlannedFile> = BTreeMap::new();
-    let mut bytes_left = MOST_BYTES;
-    let mut add = |name: String, bytes: &[u8], mode: u32, field: &str| {
-        bytes_left = bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
-            ConfigError::new(path, format!("it holds more than {MOST_BYTES} bytes"))
+    context: &Context<'_>,
+) -> Result<Content, ConfigError> {
+    let mut files = Files::new(volume.default_mode);
+    let mut is_secret = false;
+    for (i, source) in volume.sources.iter().flatten().enumerate() {
+        let path = format!("{path}.sources[{i}]");
+        files.begin_source();
+        if let Some(source) = &source.config_map {
+            let map = Keys {
+                object: context.objects.config_map(&source.name).map(config_map_entries),
+                kind: "ConfigMap",
+                name: &source.name,
+                name_field: "name",
+                optional: source.optional,
+                items: source.items.as_deref(),
+            };
+            files.add_keys(map, &format!("{path}.configMap"))?;
+        }
+        if let Some(source) = &source.secret {
+            is_secret = true;
+            let secret = Keys {
+                object: context.objects.secret(&source.name).map(secret_entries),
+                kind: "Secret",
+                name: &source.name,
+                name_field: "name",
+                optional: source.optional,
+                items: source.items.as_deref(),
+            };
+            files.add_keys(secret, &format!("{path}.secret"))?;
+        }
+        if let Some(source) = &source.downward_api {
+            let path = format!("{path}.downwardAPI");
+            files.add_downward(source.items.as_deref(), &path, pod, context)?;
+        }
+        if let Some(source) = &source.service_account_token {
+            is_secret = true;
+            let path = format!("{path}.serviceAccountToken");
+            let token = context.objects.token(source.into()).ok_or_else(|| {
+                ConfigError::new(&*path, "there is no token of the pod's service account yet")
+            })?;
+            let name =
+                item_path(&source.path).map_err(|m| ConfigError::new(format!("{path}.path"), m))?;
+            files.add(name, token.as_bytes(), None, &path)?;
+        }
+    }
+    Ok(Content::Files { files: files.done(path)?, secret: is_secret })
+}
+
+/// A ConfigMap or Secret of which a volume shows keys.
+struct Keys<'a> {
+    /// Its entries; none: it is not there.
+    object: Option<BTreeMap<&'a str, &'a [u8]>>,
+    kind: &'static str,
+    name: &'a str,
+    /// The field that names it.
+    name_field: &'static str,
+    optional: Option<bool>,
+    items: Option<&'a [KeyToPath]>,
+}
+
+/// The files of a volume, as they come together.
+struct Files {
+    default_mode: u32,
+    bytes_left: usize,
+    files: BTreeMap<String, PlannedFile>,
+    /// The paths of the present source, each of which may come once.
+    of_source: BTreeSet<String>,
+}
+
+impl Files {
+    fn new(default_mode: Option<i32>) -> Self {
+        Self {
+            default_mode: mode(default_mode.unwrap_or(0o644)),
+            bytes_left: MOST_BYTES,
+            files: BTreeMap::new(),
+            of_source: BTreeSet::new(),
+        }
+    }
+
+    fn begin_source(&mut self) {
+        self.bytes_left = MOST_BYTES;
+        self.of_source.clear();
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        bytes: &[u8],
+        file_mode: Option<i32>,
+        field: &str,
+    ) -> Result<(), ConfigError> {
+        self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
+            ConfigError::new(field, format!("it holds more than {MOST_BYTES} bytes"))
         })?;
-        let file = PlannedFile { path: name.clone(), bytes: bytes.to_owned(), mode };
-        if files.insert(name.clone(), file).is_some() {
+        if !self.of_source.insert(name.clone()) {
             return Err(ConfigError::new(field, format!("{name:?} is there twice")));
         }
-        if files.len() > MOST_FILES {
-            return Err(ConfigError::new(path, format!("it holds more than {MOST_FILES} files")));
+        let mode = file_mode.map_or(self.default_mode, mode);
+        let file = PlannedFile { path: name.clone(), bytes: bytes.to_owned(), mode };
+        self.files.insert(name, file);
+        if self.files.len() > MOST_FILES {
+            return Err(ConfigError::new(field, format!("it holds more than {MOST_FILES} files")));
         }
         Ok(())
-    };
-    match items.filter(|items| !items.is_empty()) {
-        None => {
-            for (key, bytes) in entries {
-                add(
-                    item_path(key).map_err(|m| ConfigError::new(path, m))?,
-                    bytes,
-                    default_mode,
-                    path,
-                )?;
+    }
+
+    /// All keys under their names, or those of the items under their paths.
+    fn add_keys(&mut self, from: Keys<'_>, path: &str) -> Result<(), ConfigError> {
+        let optional = from.optional == Some(true);
+        let Some(entries) = from.object else {
+            if optional {
+                return Ok(());
             }
-        }
-        Some(items) => {
-            for (i, item) in items.iter().enumerate() {
-                let field = format!("{path}.items[{i}]");
-                let name = item_path(&item.path)
-                    .map_err(|m| ConfigError::new(format!("{field}.path"), m))?;
-                match entries.get(item.key.as_str()) {
-                    Some(bytes) => {
-                        add(name, bytes, item.mode.map_or(default_mode, mode), &field)?;
-                    }
-                    None if optional => {}
-                    None => {
-                        let message = format!("there is no key {:?}", item.key);
-                        return Err(ConfigError::new(format!("{field}.key"), message));
-                    }
+            let message =
+                format!("there is no {} {:?} in the pod's namespace", from.kind, from.name);
+            return Err(ConfigError::new(format!("{path}.{}", from.name_field), message));
+        };
+        let Some(items) = from.items.filter(|items| !items.is_empty()) else {
+            for (key, bytes) in entries {
+                let name = item_path(key).map_err(|m| ConfigError::new(path, m))?;
+                self.add(name, bytes, None, path)?;
+            }
+            return Ok(());
+        };
+        for (i, item) in items.iter().enumerate() {
+            let field = format!("{path}.items[{i}]");
+            let name =
+                item_path(&item.path).map_err(|m| ConfigError::new(format!("{field}.path"), m))?;
+            match entries.get(item.key.as_str()) {
+                Some(bytes) => self.add(name, bytes, item.mode, &field)?,
+                None if optional => {}
+                None => {
+                    let message = format!("there is no key {:?}", item.key);
+                    return Err(ConfigError::new(format!("{field}.key"), message));
                 }
             }
         }
+        Ok(())
     }
-    // A file cannot be a folder too.
-    for name in files.keys() {
-        let parents = name.match_indices('/').map(|(i, _)| &name[..i]);
-        if let Some(parent) = parents.into_iter().find(|parent| files.contains_key(*parent)) {
-            let message = format!("{parent:?} is a file, so {name:?} cannot be beneath it");
-            return Err(ConfigError::new(format!("{path}.items"), message));
+
+    /// What the pod may know of itself and of its node.
+    fn add_downward(
+        &mut self,
+        items: Option<&[DownwardAPIVolumeFile]>,
+        path: &str,
+        pod: &Pod,
+        context: &Context<'_>,
+    ) -> Result<(), ConfigError> {
+        for (i, item) in items.into_iter().flatten().enumerate() {
+            let field = format!("{path}.items[{i}]");
+            let name =
+                item_path(&item.path).map_err(|m| ConfigError::new(format!("{field}.path"), m))?;
+            let value = if let Some(reference) = &item.field_ref {
+                let field = format!("{field}.fieldRef.fieldPath");
+                refs::volume_field(pod, &reference.field_path)
+                    .map_err(|m| ConfigError::new(field, m))?
+            } else if let Some(resource) = &item.resource_field_ref {
+                refs::resource(pod, None, resource, context)
+                    .map_err(|m| ConfigError::new(format!("{field}.resourceFieldRef"), m))?
+            } else {
+                return Err(ConfigError::new(field, "write either fieldRef or resourceFieldRef"));
+            };
+            self.add(name, value.as_bytes(), item.mode, &field)?;
         }
+        Ok(())
     }
-    Ok(files.into_values().collect())
+
+    /// All of them. A file cannot be a folder too.
+    fn done(self, path: &str) -> Result<Vec<PlannedFile>, ConfigError> {
+        for name in self.files.keys() {
+            let parents = name.match_indices('/').map(|(i, _)| &name[..i]);
+            if let Some(parent) =
+                parents.into_iter().find(|parent| self.files.contains_key(*parent))
+            {
+                let message = format!("{parent:?} is a file, so {name:?} cannot be beneath it");
+                return Err(ConfigError::new(format!("{path}.items"), message));
+            }
+        }
+        Ok(self.files.into_values().collect())
+    }
 }
 
 /// Permission bits; what is beyond them is refused by `validate`.
@@ -326,12 +482,11 @@ pub fn mounts(
             }
             (None, _) => None,
         };
-        let written_by_agent = volume.config_map.is_some() || volume.secret.is_some();
         mounts.push(PlannedMount {
             path: at,
             volume: mount.name.clone(),
             sub_path: sub_path.filter(|sub_path| !sub_path.is_empty()),
-            read_only: written_by_agent || mount.read_only == Some(true),
+            read_only: is_written_by_agent(volume) || mount.read_only == Some(true),
         });
     }
     // A path sorts before what is beneath it, component by component.

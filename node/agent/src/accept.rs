@@ -10,7 +10,7 @@ use copepod_domain::published;
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::env;
 use copepod_node::life::PodLife;
-use copepod_node::objects::References;
+use copepod_node::objects::{References, tokens_without_cluster};
 use copepod_node::quantity::Amount;
 use copepod_node::volumes;
 use jiff::Timestamp;
@@ -111,6 +111,7 @@ impl Owner {
         let objects = PodObjects {
             config_maps: of_pod(config_maps, |it| &it.metadata, &namespace, &named.config_maps),
             secrets: of_pod(secrets, |it| &it.metadata, &namespace, &named.secrets),
+            ..PodObjects::default()
         };
         self.check_references(&pod, &objects).map_err(|wrong| {
             wrong.into_iter().map(|it| format!("{prefix}{it}")).collect::<Vec<_>>()
@@ -135,7 +136,7 @@ impl Owner {
         let stored = Stored {
             domain: domain_of(&pod, &uid),
             pod,
-            objects,
+            objects: objects.into(),
             publish,
             credentials: run.credentials.clone(),
             ip: IpAddr::V4(ip),
@@ -152,8 +153,12 @@ impl Owner {
     fn check_references(&self, pod: &Pod, objects: &PodObjects) -> Result<(), Vec<String>> {
         let node = &self.performer.node;
         let context = env::Context { objects, node: &node.facts, pod_ips: &[], services: &[] };
-        let mut wrong = Vec::new();
-        wrong.extend(volumes::plan(pod, objects).err().map(|error| error.to_string()));
+        let mut wrong: Vec<_> =
+            tokens_without_cluster(pod).iter().map(ToString::to_string).collect();
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        wrong.extend(volumes::plan(pod, &context).err().map(|error| error.to_string()));
         let spec = pod.spec.iter();
         let (mut memory, mut cpu) = (0, 0);
         for container in

@@ -107,7 +107,7 @@ pub struct RunPods {
 }
 
 /// What `docker login` left for a registry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryCredentials {
     /// The registry's host, with the port where it has one.
     pub registry: String,
@@ -115,6 +115,13 @@ pub struct RegistryCredentials {
     pub username: String,
     /// The password or token.
     pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredentials {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.username, self.registry)
+    }
 }
 
 /// `--publish HOST:POD`.

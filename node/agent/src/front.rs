@@ -27,7 +27,7 @@ use crate::owner::{Asked, Owner, Wake};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::serve::Clients;
-pub use crate::store::PodObjects;
+pub use crate::store::{PodObjects, PodToken};
 use crate::store::Stored;
 
 /// Replies under way to one call: as many as a client of the socket may have.

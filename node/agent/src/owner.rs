@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use copepod_node::ContainerName;
@@ -25,7 +25,7 @@ use crate::journal::{Journal, JournalError};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::runner::Heard;
-use crate::store::Store;
+use crate::store::{PodObjects, Store};
 
 /// How long an agent without pods and callers goes on: long enough for the next command of a script.
 const LINGER: Duration = Duration::from_secs(2);
@@ -43,6 +43,11 @@ pub(crate) enum Wake {
     Call(Asked),
     /// Something happened to a pod.
     Pod { uid: String, event: PodEvent },
+    /// What a pod refers to is now this.
+    #[allow(dead_code, reason = "the kubelet's side, which comes next, wakes the owner by it")]
+    Objects { uid: String, objects: PodObjects },
+    /// What is done for a pod in the background met with trouble, for a Warning event.
+    Warning { uid: String, reason: &'static str, message: String },
     /// A long pull or compile has come so far; none: it is over.
     Progress { uid: String, text: Option<String> },
     /// A runner tells something, or is gone.
@@ -50,7 +55,6 @@ pub(crate) enum Wake {
     /// A tree whose runner was gone is up again, or cannot be.
     Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
     /// What a pod refers to has changed.
-    Objects { uid: String, objects: crate::store::PodObjects },
     /// The front asks.
     Front(Ask),
     /// Something is due.
@@ -154,8 +158,14 @@ impl Owner {
         match wake {
             Wake::Call(asked) => self.answer(asked, touched),
             Wake::Front(ask) => self.ask(ask, touched),
-            Wake::Objects { .. } => {}
             Wake::Pod { uid, event } => self.observe(&uid, event, touched),
+            Wake::Objects { uid, objects } => self.replace_objects(&uid, objects, touched),
+            Wake::Warning { uid, reason, message } => {
+                if let Some(entry) = self.pods.get_mut(&uid) {
+                    entry.record_event(true, reason.to_owned(), message, Timestamp::now());
+                    touched.insert(uid);
+                }
+            }
             Wake::Progress { uid, text } => {
                 if let Some(entry) = self.pods.get_mut(&uid) {
                     entry.progress = text;
@@ -182,6 +192,22 @@ impl Owner {
             entry.life.observe(event, Timestamp::now());
             touched.insert(uid.to_owned());
         }
+    }
+
+    /// What starts, set-ups and volumes of a pod see of its objects from now on. Where they differ from what they saw so far, a pod
+    /// that waits for one goes on at once, and files of volumes are written again in the background.
+    pub(crate) fn replace_objects(
+        &mut self,
+        uid: &str,
+        objects: PodObjects,
+        touched: &mut BTreeSet<String>,
+    ) {
+        let Some(entry) = self.pods.get(uid) else { return };
+        if !entry.world.stored.objects.replace(objects) || entry.life.is_over() {
+            return;
+        }
+        self.performer.refresh(&entry.world, &self.store);
+        self.observe(uid, PodEvent::ObjectsChanged, touched);
     }
 
     fn hear(&mut self, tree: &str, event: Event, touched: &mut BTreeSet<String>) {
@@ -342,6 +368,7 @@ impl Owner {
             }
             // The logs first: while the pod's own folder is there, the next agent forgets it again.
             let _ = std::fs::remove_dir_all(&entry.world.logs);
+            *entry.world.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");
             }

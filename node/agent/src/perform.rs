@@ -29,7 +29,14 @@ use crate::node::NodeView;
 use crate::owner::Wake;
 use crate::pod::{Entry, ReadyImage, World};
 use crate::runner::RequestError;
-use crate::sandbox;
+use crate::sandbox::{self, SetUpFailed};
+use crate::store::Store;
+
+/// As often as a kubelet looks at each of its pods, and so at volumes that it could not write.
+const REFRESH_EVERY: Duration = Duration::from_secs(60);
+
+/// So many pods' files are written at a time where an object of many has changed: the disk is busy, starts are not held up.
+pub(crate) const REFRESHES: usize = 4;
 
 /// As often as a kubelet looks for images to remove.
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
@@ -49,6 +56,8 @@ pub(crate) struct Performer {
     pub(crate) collected: Mutex<Instant>,
     /// Whether something of another generation may be on disk. Only an agent's start adds to that.
     pub(crate) older_generations: tokio::sync::Mutex<bool>,
+    /// Leave to write files of pods whose objects changed; [`REFRESHES`] at a time.
+    pub(crate) refreshes: tokio::sync::Semaphore,
 }
 
 impl Performer {
@@ -145,6 +154,42 @@ impl Performer {
                 Some(PodEvent::TornDown)
             }
         }
+    }
+
+    /// Writes what changed of a pod's objects, into its volumes and onto the disk; where that fails, again and again, until newer ones
+    /// come.
+    pub(crate) fn refresh(self: &Arc<Self>, world: &Arc<World>, store: &Store) {
+        let (this, world, store) = (self.clone(), world.clone(), store.clone());
+        tokio::spawn(async move {
+            let (_, revision) = world.stored.objects.with_revision();
+            while let Err(failed) = this.refresh_once(&world, &store).await {
+                let SetUpFailed { reason, message } = failed;
+                let uid = world.uid.clone();
+                let _ = this.wake.send(Wake::Warning { uid, reason, message }).await;
+                tokio::time::sleep(REFRESH_EVERY).await;
+                if world.is_over() || world.stored.objects.with_revision().1 != revision {
+                    break;
+                }
+            }
+        });
+    }
+
+    async fn refresh_once(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        store: &Store,
+    ) -> Result<(), SetUpFailed> {
+        let failed = |error: &dyn std::fmt::Display| SetUpFailed {
+            reason: "FailedMount",
+            message: error.to_string(),
+        };
+        let _leave = self.refreshes.acquire().await.map_err(|error| failed(&error))?;
+        let live = self.domains.live_of(&world.uid).await;
+        let home = live.map(|live| (live.domain.root().to_owned(), live.domain.uid()));
+        let (this, world, store) = (self.clone(), world.clone(), store.clone());
+        tokio::task::spawn_blocking(move || sandbox::refresh(&this, &world, &store, home))
+            .await
+            .unwrap_or_else(|error| Err(failed(&error)))
     }
 
     async fn live(&self, world: &World) -> Result<Arc<Live>, RequestError> {
@@ -670,7 +715,8 @@ struct ImageFailed {
 
 /// What the client's `docker login` left, and the logins of the pod's pull secrets.
 fn credentials(world: &World) -> copepod_image::Credentials {
-    let (logins, wrong) = pull_secrets::logins(&world.stored.pod, &world.stored.objects);
+    let objects = world.stored.objects.get();
+    let (logins, wrong) = pull_secrets::logins(&world.stored.pod, &*objects);
     for why in wrong {
         // As under a kubelet the pull is tried all the same: the image may be public.
         tracing::warn!(uid = world.uid, why);

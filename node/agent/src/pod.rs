@@ -121,6 +121,11 @@ pub(crate) struct World {
     pub(crate) over: std::sync::atomic::AtomicBool,
     /// Ends pulls and compiles of it.
     pub(crate) cancelled: tokio::sync::watch::Sender<bool>,
+    /// Held while files of its volumes are written or removed, so that none is written behind the removal and older ones never
+    /// come over newer ones.
+    pub(crate) files: Mutex<()>,
+    /// Which revision of its objects is on disk; none: the pod is forgotten, and nothing of it is put there any more.
+    pub(crate) kept: Mutex<Option<u64>>,
 }
 
 /// An image whose code can be loaded.
@@ -154,6 +159,8 @@ impl World {
             listeners: Mutex::new(listeners),
             over: false.into(),
             cancelled: tokio::sync::watch::Sender::new(false),
+            files: Mutex::default(),
+            kept: Mutex::new(Some(0)),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::generation::{Generation, Programs};
 use crate::journal::{Journal, JournalError};
 use crate::node::NodeView;
 use crate::owner::{Line, Owner};
-use crate::perform::Performer;
+use crate::perform::{Performer, REFRESHES};
 use crate::pod::{Entry, World};
 use crate::serve::{self, Clients};
 use crate::store::Store;
@@ -176,6 +176,7 @@ async fn run(
         exits: Mutex::default(),
         collected: Mutex::new(Instant::now()),
         older_generations: tokio::sync::Mutex::new(true),
+        refreshes: tokio::sync::Semaphore::new(REFRESHES),
     });
     let mut owner = Owner {
         journal,

@@ -5,13 +5,13 @@
 //! can write is never followed: folders that the agent goes into are root's, and paths of guests are resolved by the kernel beneath
 //! their volume.
 //!
-//! Absent: which files and mounts (`copepod_node::volumes`), which arguments (`copepod_node::env`).
+//! Absent: which files and mounts (`copepod_node::volumes`), which arguments (`copepod_node::env`), how files are written (`files`).
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, Permissions};
+use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -19,7 +19,7 @@ use copepod_domain::{BindMount, Domain, HostError, Source, published};
 use copepod_node::env::{self, ImageConfig};
 use copepod_node::quantity::Amount;
 use copepod_node::resolve;
-use copepod_node::volumes::{self, Content, PlannedMount};
+use copepod_node::volumes::{self, Content, PlannedFile, PlannedMount};
 use copepod_shim::protocol::{
     AttemptId, Dns, GuestMount, HostEntry, HttpSettings, Limits, PodSandbox, Port, Request,
     StartContainer, layout,
@@ -29,9 +29,11 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::causes::with_causes;
 use crate::domains::Live;
+use crate::files;
 use crate::perform::Performer;
 use crate::pod::{ReadyImage, World};
 use crate::runner::RequestError;
+use crate::store::{PodObjects, Store};
 
 /// Most open sockets of a pod: a server under load, far below what a runner's descriptors allow for all its pods.
 const MOST_SOCKETS: u32 = 4096;
@@ -53,6 +55,10 @@ impl SetUpFailed {
     fn mount(volume: &str, message: impl std::fmt::Display) -> Self {
         let message = format!("MountVolume.SetUp failed for volume {volume:?}: {message}");
         Self { reason: "FailedMount", message }
+    }
+
+    fn missing(error: env::ConfigError) -> Self {
+        Self { reason: "FailedMount", message: error.to_string() }
     }
 
     fn sandbox(message: impl std::fmt::Display) -> Self {
@@ -87,7 +93,7 @@ pub(crate) async fn set_up(
     })?;
     bind(&live.domain, &world.logs, &format!("{}/{}", layout::LOGS, world.uid), false, false)
         .await?;
-    set_up_volumes(world, &live.domain, &root, uid).await?;
+    set_up_volumes(performer, world, &live.domain, &root).await?;
     live.domain.add_address(world.stored.ip).await?;
     reopen_published(world, &live).await?;
     let request = Request::CreatePod(pod_sandbox(performer, world));
@@ -108,6 +114,7 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
         let root = live.domain.root().to_owned();
+        let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
         // The one in `rw` goes last: by it the next agent knows that something of the pod may be left here.
         for folder in [layout::RO, layout::MNT, layout::LOGS, layout::RW] {
             let path = below(&root, folder).join(&world.uid);
@@ -179,15 +186,17 @@ fn volume_source(world: &World, volume: &Volume, read_only: bool) -> String {
 }
 
 async fn set_up_volumes(
+    performer: &Performer,
     world: &World,
     domain: &Domain,
     root: &Path,
-    uid: u32,
 ) -> Result<(), SetUpFailed> {
-    let volumes = world.volumes();
-    let planned = volumes::plan(&world.stored.pod, &world.stored.objects)
-        .map_err(|error| SetUpFailed { reason: "FailedMount", message: error.to_string() })?;
-    for (volume, content) in volumes.iter().zip(planned.into_iter().map(|it| it.content)) {
+    let uid = domain.uid();
+    write_volumes(performer, world, root, uid)?;
+    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let planned = volumes::plan(&world.stored.pod, &context(performer, &objects, &ips))
+        .map_err(SetUpFailed::missing)?;
+    for (volume, content) in world.volumes().iter().zip(planned.into_iter().map(|it| it.content)) {
         let failed = |error: io::Error| SetUpFailed::mount(&volume.name, error);
         match &content {
             Content::EmptyDir { memory, size_limit } => {
@@ -200,10 +209,8 @@ async fn set_up_volumes(
                     domain.mount_tmpfs(Path::new(&target), size).await?;
                 }
             }
-            Content::Files { files, .. } => {
-                let path = files_folder(world, root).map_err(failed)?.join(&volume.name);
-                write_files(&path, files, uid).map_err(failed)?;
-            }
+            // They are written.
+            Content::Files { .. } => {}
             Content::HostPath { path, create, checked } => {
                 let source = host_folder(Path::new(path), *create, *checked)
                     .map_err(|message| SetUpFailed::mount(&volume.name, message))?;
@@ -242,17 +249,61 @@ fn uses(world: &World, volume: &str, read_only: bool) -> bool {
     })
 }
 
-fn write_files(path: &Path, files: &[volumes::PlannedFile], uid: u32) -> io::Result<()> {
-    folder(path, 0o755, 0)?;
-    for file in files {
-        let at = path.join(&file.path);
-        if let Some(parent) = at.parent() {
-            std::fs::create_dir_all(parent)?;
+/// Makes the volumes with files of a pod that is set up, or is being so, show what its objects hold now. As much as can be done is
+/// done; the first trouble is told.
+fn write_volumes(
+    performer: &Performer,
+    world: &World,
+    root: &Path,
+    group: u32,
+) -> Result<(), SetUpFailed> {
+    if !world.volumes().iter().any(volumes::is_written_by_agent) {
+        return Ok(());
+    }
+    let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
+    // It is not set up, or torn down: without the lock that could be so just behind this look.
+    if !below(root, layout::RW).join(&world.uid).exists() {
+        return Ok(());
+    }
+    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let context = context(performer, &objects, &ips);
+    let mut done = Ok(());
+    for (index, volume) in world.volumes().iter().enumerate() {
+        if !volumes::is_written_by_agent(volume) {
+            continue;
         }
-        std::fs::write(&at, &file.bytes)?;
-        // The runner reads as its own user and is to write nothing here, whatever mode the spec gives.
-        std::fs::set_permissions(&at, Permissions::from_mode(file.mode & 0o555 | 0o400))?;
-        chown(&at, Some(uid), Some(uid))?;
+        let planned = volumes::files_of(&world.stored.pod, index, &context);
+        let written = planned.map_err(SetUpFailed::missing).and_then(|planned| {
+            files_folder(world, root)
+                .and_then(|all| files::write(&all.join(&volume.name), &planned, group))
+                .map_err(|error| SetUpFailed::mount(&volume.name, error))
+        });
+        done = done.and(written);
+    }
+    done
+}
+
+/// After the pod's objects changed: writes its volumes again and then puts the objects on disk. In this order, so that whoever hands the
+/// same objects to the next agent has it write what a crash left undone. `home` is the pod's tree and its user, where a runner has it.
+pub(crate) fn refresh(
+    performer: &Performer,
+    world: &World,
+    store: &Store,
+    home: Option<(PathBuf, u32)>,
+) -> Result<(), SetUpFailed> {
+    let (_, revision) = world.stored.objects.with_revision();
+    if let Some((root, uid)) = home {
+        write_volumes(performer, world, &root, uid)?;
+    }
+    let mut kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.is_some_and(|kept| kept < revision) {
+        let put = store.put_revision(&world.uid, &world.stored, revision).map_err(|error| {
+            let message = format!("what the pod refers to cannot be kept: {error}");
+            SetUpFailed { reason: "FailedMount", message }
+        })?;
+        if put {
+            *kept = Some(revision);
+        }
     }
     Ok(())
 }
@@ -459,15 +510,24 @@ pub(crate) async fn start_request(
     })
 }
 
+/// What the pod's variables and volumes may refer to.
+fn context<'a>(
+    performer: &'a Performer,
+    objects: &'a PodObjects,
+    pod_ips: &'a [IpAddr],
+) -> env::Context<'a> {
+    let node = &performer.node.facts;
+    env::Context { objects, node, pod_ips, services: &objects.services }
+}
+
 fn process(
     performer: &Performer,
     world: &World,
     container: &str,
     ready: &ReadyImage,
 ) -> Result<env::Process, SetUpFailed> {
-    let ips = [world.stored.ip];
-    let (objects, node) = (&world.stored.objects, &performer.node.facts);
-    let context = env::Context { objects, node, pod_ips: &ips, services: &[] };
+    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let context = context(performer, &objects, &ips);
     let image = &ready.image;
     let config = ImageConfig {
         entrypoint: image.entrypoint.clone(),
@@ -523,37 +583,41 @@ async fn guest_mounts(
         .live_of(&world.uid)
         .await
         .ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
-    let root = live.domain.root();
+    let (root, group) = (live.domain.root(), live.domain.uid());
     let mut mounts: Vec<GuestMount> = Vec::new();
     // Single files that are to be seen in one guest folder.
-    let mut files: BTreeMap<String, Vec<(String, Vec<u8>)>> = BTreeMap::new();
+    let mut singles: BTreeMap<String, Vec<PlannedFile>> = BTreeMap::new();
     for (index, mount) in planned.into_iter().enumerate() {
         let volumes = world.volumes();
         let Some(at) = volumes.iter().position(|it| it.name == mount.volume) else { continue };
         let volume = &volumes[at];
-        let written_by_agent = volume.empty_dir.is_none() && volume.host_path.is_none();
+        let written_by_agent = volumes::is_written_by_agent(volume);
         let source = volume_source(world, volume, mount.read_only);
         let source = match &mount.sub_path {
             None => source,
             Some(sub) if written_by_agent => {
-                let all = volumes::files_of(&world.stored.pod, at, &world.stored.objects)
+                let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+                let context = context(performer, &objects, &ips);
+                let all = volumes::files_of(&world.stored.pod, at, &context)
                     .map_err(SetUpFailed::config)?;
                 if let Some(file) = all.iter().find(|file| file.path == *sub) {
                     let (parent, name) = mount.path.rsplit_once('/').unwrap_or(("", &mount.path));
                     let parent = if parent.is_empty() { "/" } else { parent };
-                    files
-                        .entry(parent.to_owned())
-                        .or_default()
-                        .push((name.to_owned(), file.bytes.clone()));
+                    let file = PlannedFile { path: name.to_owned(), ..file.clone() };
+                    singles.entry(parent.to_owned()).or_default().push(file);
                     continue;
                 }
-                if !all.iter().any(|file| file.path.starts_with(&format!("{sub}/"))) {
+                let part = volumes::part_of(all, sub);
+                if part.is_empty() {
                     return Err(SetUpFailed::config(format!(
                         "volumeMounts of container {container:?}: volume {:?} has no {sub:?} (subPath)",
                         mount.volume
                     )));
                 }
-                format!("{source}/{sub}")
+                write_part(world, root, &format!(".sub-{container}-{index}"), &part, group)
+                    .map_err(|error| {
+                        SetUpFailed::config(format!("the files for {:?}: {error}", mount.path))
+                    })?
             }
             Some(sub) => {
                 let target = sub_path_target(world, container, index);
@@ -576,23 +640,32 @@ async fn guest_mounts(
             size_limit: None,
         });
     }
-    for (number, (guest, files)) in files.into_iter().enumerate() {
+    for (number, (guest, files)) in singles.into_iter().enumerate() {
         if mounts.iter().any(|mount| mount.guest == guest) {
             return Err(SetUpFailed::config(format!(
                 "volumeMounts of container {container:?}: single files by subPath cannot be mounted into {guest:?}, where another volume is"
             )));
         }
-        let source = format!("{}/{}/.files-{container}-{number}", layout::RO, world.uid);
-        let planned: Vec<volumes::PlannedFile> = files
-            .into_iter()
-            .map(|(path, bytes)| volumes::PlannedFile { path, bytes, mode: 0o444 })
-            .collect();
-        files_folder(world, root)
-            .and_then(|_| write_files(&below(root, &source), &planned, live.domain.uid()))
-            .map_err(|error| SetUpFailed::config(format!("a file for {guest:?}: {error}")))?;
+        let source =
+            write_part(world, root, &format!(".files-{container}-{number}"), &files, group)
+                .map_err(|error| SetUpFailed::config(format!("a file for {guest:?}: {error}")))?;
         mounts.push(GuestMount { guest, source, read_only: true, size_limit: None });
     }
     Ok(mounts)
+}
+
+/// A part of a volume as it is now, for a container that starts: as in Kubernetes a subPath shows no later change. Comes back as where it
+/// is in the runner's root.
+fn write_part(
+    world: &World,
+    root: &Path,
+    name: &str,
+    files: &[PlannedFile],
+    group: u32,
+) -> io::Result<String> {
+    let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
+    files::write_once(&files_folder(world, root)?.join(name), files, group)?;
+    Ok(format!("{}/{}/{name}", layout::RO, world.uid))
 }
 
 /// Makes the folders of a subPath in a volume that guests write to, without following a link.

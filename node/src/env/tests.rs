@@ -25,6 +25,7 @@ fn objects() -> KnownObjects {
     KnownObjects {
         config_maps: [("m".to_owned(), serde_json::from_value(map).unwrap())].into(),
         secrets: [("s".to_owned(), serde_json::from_value(secret).unwrap())].into(),
+        ..KnownObjects::default()
     }
 }
 

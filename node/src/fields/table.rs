@@ -102,9 +102,10 @@ const SCHEDULER: &str = "the scheduler's; a pod that is here has been placed";
 const NO_USERS: &str = "a guest has no user, no group and no file owners";
 const NO_SYSCALLS: &str =
     "a guest makes no system calls; its runner is confined by seccomp and Landlock";
-const DRIVER: &str = "no storage drivers here; use emptyDir, configMap, secret or hostPath";
+const DRIVER: &str =
+    "no storage drivers here; use emptyDir, configMap, secret, projected or hostPath";
 const LATER_VOLUME: &str =
-    "comes with a later version; use emptyDir, configMap, secret or hostPath";
+    "comes with a later version; use emptyDir, configMap, secret, projected or hostPath";
 const LATER_CLUSTER: &str = "comes with the cluster node; leave it out";
 
 /// The whole table.
@@ -165,9 +166,8 @@ const POD: &[Field] = &[
     moot("affinity", SCHEDULER).deep(),
     moot(
         "automountServiceAccountToken",
-        "no token is mounted; `true` is refused until the cluster node brings tokens",
-    )
-    .accepts(Accepts::False),
+        "a cluster's API server adds the volume itself; `copepod run` has no tokens and refuses `true`",
+    ),
     yes("containers", "started in order, without waiting for each other but for postStart"),
     yes("dnsConfig", "added to what dnsPolicy gives; at most 3 servers and 32 search domains"),
     yes("dnsConfig.nameservers", ""),
@@ -239,7 +239,7 @@ const POD: &[Field] = &[
     moot("schedulingGroup", SCHEDULER).deep(),
     yes("securityContext", ""),
     moot("serviceAccount", "the old name of serviceAccountName"),
-    moot("serviceAccountName", "shown by fieldRef; no token is mounted"),
+    moot("serviceAccountName", "shown by fieldRef; whose tokens they are, the API server knows"),
     no("setHostnameAsFQDN", LATER_CLUSTER),
     no("shareProcessNamespace", "guests are no processes and cannot see each other; leave it out"),
     no("subdomain", LATER_CLUSTER),
@@ -360,10 +360,10 @@ const CONTAINER: &[Field] = &[
     yes("volumeMounts[].mountPath", "a folder below /"),
     moot("volumeMounts[].mountPropagation", "a guest makes no mounts").accepts(Accepts::OneOf(&["None"])),
     yes("volumeMounts[].name", ""),
-    yes("volumeMounts[].readOnly", "ConfigMaps and Secrets are always so"),
+    yes("volumeMounts[].readOnly", "what the agent writes (configMap, secret, downwardAPI, projected) is always so"),
     moot("volumeMounts[].recursiveReadOnly", "nothing is mounted beneath a volume; for hostPath only the folder itself is read-only")
         .accepts(Accepts::OneOf(&["Disabled", "IfPossible"])),
-    yes("volumeMounts[].subPath", "relative and without `..`; never through a link"),
+    yes("volumeMounts[].subPath", "relative and without `..`; never through a link; of a configMap and the like as it was at the start"),
     yes("volumeMounts[].subPathExpr", "as subPath, after its variables are replaced"),
     moot("workingDir", "a guest starts in /; write absolute paths").accepts(Accepts::OneOf(&["/"])),
 ];
@@ -423,7 +423,7 @@ const VOLUME: &[Field] = &[
     no("azureFile", DRIVER),
     no("cephfs", DRIVER),
     no("cinder", DRIVER),
-    yes("configMap", "read-only for guests"),
+    yes("configMap", "read-only for guests; files change with the ConfigMap, all at once"),
     yes("configMap.defaultMode", ""),
     no("configMap.defaultUser", "a guest has no user; leave it out"),
     yes("configMap.items", ""),
@@ -434,7 +434,23 @@ const VOLUME: &[Field] = &[
     yes("configMap.name", ""),
     yes("configMap.optional", ""),
     no("csi", DRIVER),
-    no("downwardAPI", "comes with a later version; use env with fieldRef"),
+    yes("downwardAPI", "read-only for guests"),
+    yes("downwardAPI.defaultMode", ""),
+    no("downwardAPI.defaultUser", "a guest has no user; leave it out"),
+    yes("downwardAPI.items", ""),
+    yes(
+        "downwardAPI.items[].fieldRef",
+        "metadata.{name,namespace,uid,labels,annotations,labels['k'],annotations['k']}",
+    ),
+    yes("downwardAPI.items[].fieldRef.apiVersion", "").accepts(Accepts::OneOf(&["v1"])),
+    yes("downwardAPI.items[].fieldRef.fieldPath", ""),
+    yes("downwardAPI.items[].mode", ""),
+    yes("downwardAPI.items[].path", ""),
+    yes("downwardAPI.items[].resourceFieldRef", "a missing limit is what the node has"),
+    yes("downwardAPI.items[].resourceFieldRef.containerName", ""),
+    yes("downwardAPI.items[].resourceFieldRef.divisor", "rounded up"),
+    yes("downwardAPI.items[].resourceFieldRef.resource", ""),
+    no("downwardAPI.items[].user", "a guest has no user; leave it out"),
     yes("emptyDir", ""),
     yes("emptyDir.medium", "huge pages are not there").accepts(Accepts::OneOf(&["Memory"])),
     no("emptyDir.mode", "a guest sees no permission bits; leave it out"),
@@ -457,11 +473,65 @@ const VOLUME: &[Field] = &[
     no("persistentVolumeClaim", LATER_VOLUME),
     no("photonPersistentDisk", DRIVER),
     no("portworxVolume", DRIVER),
-    no("projected", "comes with a later version; use a configMap and a secret volume"),
+    yes("projected", "read-only for guests"),
+    yes("projected.defaultMode", ""),
+    no("projected.defaultUser", "a guest has no user; leave it out"),
+    yes("projected.sources", "of two files under one path the later source's is there"),
+    no(
+        "projected.sources[].clusterTrustBundle",
+        "comes with a later version; use a configMap source",
+    ),
+    yes("projected.sources[].configMap", ""),
+    yes("projected.sources[].configMap.items", ""),
+    yes("projected.sources[].configMap.items[].key", ""),
+    yes("projected.sources[].configMap.items[].mode", ""),
+    yes("projected.sources[].configMap.items[].path", ""),
+    no("projected.sources[].configMap.items[].user", "a guest has no user; leave it out"),
+    yes("projected.sources[].configMap.name", ""),
+    yes("projected.sources[].configMap.optional", ""),
+    yes("projected.sources[].downwardAPI", ""),
+    yes("projected.sources[].downwardAPI.items", ""),
+    yes(
+        "projected.sources[].downwardAPI.items[].fieldRef",
+        "metadata.{name,namespace,uid,labels,annotations,labels['k'],annotations['k']}",
+    ),
+    yes("projected.sources[].downwardAPI.items[].fieldRef.apiVersion", "")
+        .accepts(Accepts::OneOf(&["v1"])),
+    yes("projected.sources[].downwardAPI.items[].fieldRef.fieldPath", ""),
+    yes("projected.sources[].downwardAPI.items[].mode", ""),
+    yes("projected.sources[].downwardAPI.items[].path", ""),
+    yes(
+        "projected.sources[].downwardAPI.items[].resourceFieldRef",
+        "a missing limit is what the node has",
+    ),
+    yes("projected.sources[].downwardAPI.items[].resourceFieldRef.containerName", ""),
+    yes("projected.sources[].downwardAPI.items[].resourceFieldRef.divisor", "rounded up"),
+    yes("projected.sources[].downwardAPI.items[].resourceFieldRef.resource", ""),
+    no("projected.sources[].downwardAPI.items[].user", "a guest has no user; leave it out"),
+    no("projected.sources[].podCertificate", "comes with a later version; use a secret source"),
+    yes("projected.sources[].secret", ""),
+    yes("projected.sources[].secret.items", ""),
+    yes("projected.sources[].secret.items[].key", ""),
+    yes("projected.sources[].secret.items[].mode", ""),
+    yes("projected.sources[].secret.items[].path", ""),
+    no("projected.sources[].secret.items[].user", "a guest has no user; leave it out"),
+    yes("projected.sources[].secret.name", ""),
+    yes("projected.sources[].secret.optional", ""),
+    yes(
+        "projected.sources[].serviceAccountToken",
+        "of a cluster's API server; `copepod run` has none and refuses it",
+    ),
+    yes("projected.sources[].serviceAccountToken.audience", ""),
+    yes("projected.sources[].serviceAccountToken.expirationSeconds", "from 600"),
+    yes("projected.sources[].serviceAccountToken.path", ""),
+    no("projected.sources[].serviceAccountToken.user", "a guest has no user; leave it out"),
     no("quobyte", DRIVER),
     no("rbd", DRIVER),
     no("scaleIO", DRIVER),
-    yes("secret", "kept in memory; read-only for guests"),
+    yes(
+        "secret",
+        "readable by the agent and the pod's domain only; read-only for guests; files change with the Secret, all at once",
+    ),
     yes("secret.defaultMode", ""),
     no("secret.defaultUser", "a guest has no user; leave it out"),
     yes("secret.items", ""),

@@ -5,7 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{Container, EnvVar, LifecycleHandler, PodSpec, Probe, ResourceRequirements},
+    api::core::v1::{
+        Container, EnvVar, LifecycleHandler, PodSpec, Probe, ResourceFieldSelector,
+        ResourceRequirements,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -177,31 +180,38 @@ fn check_variable(variable: &EnvVar, path: &str, spec: &PodSpec, wrong: &mut Wro
     }
     if let Some(resource) = &source.resource_field_ref {
         count += 1;
-        let path = format!("{path}.resourceFieldRef");
-        let (kind, name) = resource.resource.split_once('.').unwrap_or_default();
-        if !matches!(kind, "limits" | "requests")
-            || !matches!(name, "cpu" | "memory" | "ephemeral-storage")
-        {
-            let message = "write limits. or requests. and cpu, memory or ephemeral-storage";
-            wrong.add(format!("{path}.resource"), message);
-        }
-        if let Some(divisor) = &resource.divisor {
-            wrong.check(&format!("{path}.divisor"), Amount::parse(divisor));
-        }
-        let known = |wanted: &str| {
-            let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
-            all.any(|container| container.name == wanted)
-        };
-        if let Some(name) =
-            resource.container_name.as_deref().filter(|n| !n.is_empty() && !known(n))
-        {
-            wrong.add(format!("{path}.containerName"), format!("there is no container {name:?}"));
-        }
+        check_resource_field(resource, &format!("{path}.resourceFieldRef"), spec, wrong);
     }
     if count != 1 {
         let message =
             "write exactly one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef";
         wrong.add(path, message);
+    }
+}
+
+/// A resource that a variable or a file of a volume refers to.
+pub(super) fn check_resource_field(
+    resource: &ResourceFieldSelector,
+    path: &str,
+    spec: &PodSpec,
+    wrong: &mut Wrong,
+) {
+    let (kind, name) = resource.resource.split_once('.').unwrap_or_default();
+    if !matches!(kind, "limits" | "requests")
+        || !matches!(name, "cpu" | "memory" | "ephemeral-storage")
+    {
+        let message = "write limits. or requests. and cpu, memory or ephemeral-storage";
+        wrong.add(format!("{path}.resource"), message);
+    }
+    if let Some(divisor) = &resource.divisor {
+        wrong.check(&format!("{path}.divisor"), Amount::parse(divisor));
+    }
+    let known = |wanted: &str| {
+        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.any(|container| container.name == wanted)
+    };
+    if let Some(name) = resource.container_name.as_deref().filter(|n| !n.is_empty() && !known(n)) {
+        wrong.add(format!("{path}.containerName"), format!("there is no container {name:?}"));
     }
 }
 

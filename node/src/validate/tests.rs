@@ -204,6 +204,92 @@ fn a_volume_has_exactly_one_source() {
     assert_eq!(volume(two), ["spec.volumes[0]"]);
 }
 
+fn projected(sources: Value) -> Vec<String> {
+    let wrong = after(|pod| {
+        pod["spec"]["volumes"] = json!([{"name": "v", "projected": {"sources": sources}}]);
+    });
+    let sources = "spec.volumes[0].projected.sources";
+    wrong.iter().map(|field| field.strip_prefix(sources).unwrap_or(field).to_owned()).collect()
+}
+
+#[test]
+fn what_every_pod_of_a_cluster_mounts_is_good() {
+    let namespace = json!({"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}});
+    let root = json!({"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]});
+
+    let wrong = projected(json!([
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": root},
+        {"downwardAPI": {"items": [namespace]}}
+    ]));
+
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn a_projected_source_is_one_thing_with_paths_that_no_other_names() {
+    let items = |path: &str| json!({"name": "m", "items": [{"key": "k", "path": path}]});
+
+    assert_eq!(projected(json!([{}])), ["[0]"]);
+    assert_eq!(projected(json!([{"configMap": items("a"), "secret": items("b")}])), ["[0]"]);
+    let twice = json!([{"configMap": items("a")}, {"secret": items("a")}]);
+    assert_eq!(projected(twice), ["[1].secret.items[0].path"]);
+    // As the API server: a token may come over a file, in whose place it then is.
+    let token = json!({"serviceAccountToken": {"path": "a", "expirationSeconds": 600}});
+    assert_eq!(projected(json!([{"configMap": items("a")}, token])), [""; 0]);
+    let many: Vec<_> = (0..1000).map(|_| json!({"secret": {"name": "s"}})).collect();
+    assert_eq!(projected(json!(many)), [""], "in one line");
+}
+
+#[test]
+fn a_token_has_a_path_and_lives_ten_minutes_or_longer() {
+    let token = |path: &str, seconds: i64| {
+        let source = json!({"path": path, "expirationSeconds": seconds});
+        projected(json!([{"serviceAccountToken": source}]))
+    };
+
+    assert_eq!(token("a/token", 600), [""; 0]);
+    assert_eq!(token("../token", 600), ["[0].serviceAccountToken.path"]);
+    assert_eq!(token("", 600), ["[0].serviceAccountToken.path"]);
+    for seconds in [599, 0, -1, (1 << 32) + 1] {
+        assert_eq!(token("t", seconds), ["[0].serviceAccountToken.expirationSeconds"]);
+    }
+}
+
+#[test]
+fn a_file_of_the_downward_api_has_one_source_that_can_exist() {
+    let item = |source: Value| {
+        let mut item = json!({"path": "f"});
+        for (key, value) in source.as_object().into_iter().flatten() {
+            item[key] = value.clone();
+        }
+        let volume = json!({"name": "v", "downwardAPI": {"items": [item]}});
+        after(|pod| pod["spec"]["volumes"] = json!([volume]))
+    };
+    let path = "spec.volumes[0].downwardAPI.items[0]";
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    let resource = |container: &str, resource: &str| json!({"resourceFieldRef": {"containerName": container, "resource": resource}});
+
+    assert_eq!(item(field("metadata.labels")), [""; 0]);
+    assert_eq!(item(field("metadata.labels['a']")), [""; 0]);
+    assert_eq!(item(field("status.podIP")), [format!("{path}.fieldRef.fieldPath")]);
+    assert_eq!(item(json!({})), [path]);
+    assert_eq!(item(resource("c", "limits.cpu")), [""; 0]);
+    assert_eq!(
+        item(resource("", "limits.cpu")),
+        [format!("{path}.resourceFieldRef.containerName")]
+    );
+    assert_eq!(
+        item(resource("zz", "limits.cpu")),
+        [format!("{path}.resourceFieldRef.containerName")]
+    );
+    assert_eq!(item(resource("c", "limits.x")), [format!("{path}.resourceFieldRef.resource")]);
+    assert_eq!(
+        item(json!({"path": "..f", "fieldRef": {"fieldPath": "metadata.name"}})),
+        [format!("{path}.path")]
+    );
+}
+
 #[test]
 fn only_sidecars_among_init_containers_have_probes_and_hooks() {
     let init = |policy: Value| {

@@ -1,11 +1,14 @@
 use serde_json::json;
 
 use super::*;
-use crate::objects::KnownObjects;
+use crate::objects::{Allocatable, KnownObjects, NodeFacts};
 
 fn pod(volumes: serde_json::Value, mounts: serde_json::Value) -> Pod {
     serde_json::from_value(json!({
-        "metadata": {"name": "p"},
+        "metadata": {
+            "name": "p", "namespace": "ns",
+            "labels": {"tier": "a \"b\"\n\u{200b}", "app": "web"}, "annotations": {"note": "hi"}
+        },
         "spec": {"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": volumes}
     }))
     .unwrap()
@@ -17,13 +20,24 @@ fn objects() -> KnownObjects {
     KnownObjects {
         config_maps: [("m".to_owned(), serde_json::from_value(map).unwrap())].into(),
         secrets: [("s".to_owned(), serde_json::from_value(secret).unwrap())].into(),
+        tokens: [((None, 3607), "jwt".to_owned())].into(),
     }
 }
 
 fn planned(source: serde_json::Value) -> Result<Content, ConfigError> {
     let mut volume = source;
     volume["name"] = json!("v");
-    plan(&pod(json!([volume]), json!([])), &objects()).map(|mut planned| planned.remove(0).content)
+    let node = NodeFacts {
+        name: "node-1".to_owned(),
+        ips: Vec::new(),
+        allocatable: Allocatable {
+            cpu: Amount::units(4),
+            memory: Amount::units(1 << 30),
+            ephemeral_storage: Amount::units(1 << 33),
+        },
+    };
+    let context = Context { objects: &objects(), node: &node, pod_ips: &[], services: &[] };
+    plan(&pod(json!([volume]), json!([])), &context).map(|mut planned| planned.remove(0).content)
 }
 
 fn listed(source: serde_json::Value) -> Vec<(String, usize, u32)> {
@@ -163,4 +177,120 @@ fn the_bytes_of_a_secret_do_not_appear_in_a_debug_print() {
     let content = planned(json!({"secret": {"secretName": "s"}})).unwrap();
 
     assert_eq!(format!("{content:?}"), "Files { files: [key (6 bytes, 644)], secret: true }");
+}
+
+/// The files of a projected volume with these sources: paths and texts.
+fn projected(sources: serde_json::Value) -> Result<Vec<(String, String)>, ConfigError> {
+    match planned(json!({"projected": {"sources": sources}}))? {
+        Content::Files { files, .. } => {
+            let text = |file: PlannedFile| String::from_utf8(file.bytes).expect("text");
+            Ok(files.into_iter().map(|file| (file.path.clone(), text(file))).collect())
+        }
+        other => panic!("{other:?} holds no files"),
+    }
+}
+
+#[test]
+fn a_projected_volume_shows_all_its_sources_in_one_folder() {
+    let token = json!({"path": "token", "expirationSeconds": 3607});
+    let namespace = json!({"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}});
+    let items = json!([{"key": "a", "path": "ca.crt"}]);
+
+    let files = projected(json!([
+        {"serviceAccountToken": token},
+        {"configMap": {"name": "m", "items": items}},
+        {"downwardAPI": {"items": [namespace]}},
+        {"secret": {"name": "s"}}
+    ]))
+    .unwrap();
+
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    assert_eq!(
+        files,
+        [file("ca.crt", "1"), file("key", "s3cret"), file("namespace", "ns"), file("token", "jwt")]
+    );
+}
+
+#[test]
+fn modes_of_a_projected_volume_are_its_items_or_its_own() {
+    let volume = json!({"projected": {"defaultMode": 0o440, "sources": [
+        {"configMap": {"name": "m", "items": [{"key": "a", "path": "a", "mode": 0o600}, {"key": "b", "path": "b"}]}},
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}}
+    ]}});
+
+    let files = listed(volume);
+
+    assert_eq!(files, [("a".into(), 1, 0o600), ("b".into(), 2, 0o440), ("token".into(), 3, 0o440)]);
+}
+
+#[test]
+fn a_token_that_has_not_come_and_an_object_that_is_missing_hold_up_a_projected_volume() {
+    let path = "spec.volumes[0].projected.sources[0]";
+    for (source, field) in [
+        (json!({"serviceAccountToken": {"path": "t", "audience": "vault"}}), "serviceAccountToken"),
+        (
+            json!({"serviceAccountToken": {"path": "t", "expirationSeconds": 600}}),
+            "serviceAccountToken",
+        ),
+        (json!({"configMap": {"name": "none"}}), "configMap.name"),
+        (json!({"secret": {"name": "none"}}), "secret.name"),
+    ] {
+        let error = projected(json!([source])).unwrap_err();
+        assert_eq!(error.field, format!("{path}.{field}"), "{source}");
+    }
+    let optional =
+        json!([{"configMap": {"name": "none", "optional": true}}, {"secret": {"name": "s"}}]);
+    assert_eq!(projected(optional).unwrap().len(), 1, "what is optional may be missing");
+}
+
+#[test]
+fn of_two_projected_files_under_one_path_the_later_source_wins_and_one_beneath_another_is_refused()
+{
+    let key = json!({"secret": {"name": "s"}});
+    let token =
+        |path: &str| json!({"serviceAccountToken": {"path": path, "expirationSeconds": 3607}});
+
+    let token_last = projected(json!([key, token("key")])).unwrap();
+    let token_first = projected(json!([token("key"), key])).unwrap();
+
+    assert_eq!(token_last, [("key".to_owned(), "jwt".to_owned())]);
+    assert_eq!(token_first, [("key".to_owned(), "s3cret".to_owned())]);
+    assert!(projected(json!([key, token("key/b")])).is_err());
+}
+
+#[test]
+fn a_downward_api_volume_shows_what_the_pod_says_of_itself() {
+    let field = |path: &str, field: &str| json!({"path": path, "fieldRef": {"fieldPath": field}});
+    let cpu = json!({"containerName": "c", "resource": "limits.cpu", "divisor": "1m"});
+    let volume = json!({"downwardAPI": {"items": [
+        field("labels", "metadata.labels"),
+        field("note", "metadata.annotations['note']"),
+        field("where/name", "metadata.name"),
+        {"path": "cpu", "resourceFieldRef": cpu, "mode": 0o400}
+    ]}});
+
+    let Content::Files { files, secret: false } = planned(volume).unwrap() else {
+        panic!("it holds files")
+    };
+
+    let texts: Vec<_> = files.iter().map(|file| String::from_utf8_lossy(&file.bytes)).collect();
+    assert_eq!(texts, ["4000", "app=\"web\"\ntier=\"a \\\"b\\\"\\n\\u200b\"", "hi", "p"]);
+    assert_eq!(files[0].mode, 0o400);
+    let unknown = planned(json!({"downwardAPI": {"items": [field("ip", "status.podIP")]}}));
+    assert_eq!(
+        unknown.unwrap_err().field,
+        "spec.volumes[0].downwardAPI.items[0].fieldRef.fieldPath"
+    );
+}
+
+#[test]
+fn the_part_of_a_volume_beneath_a_folder_has_paths_of_its_own() {
+    let items = json!([{"key": "a", "path": "conf/x/a"}, {"key": "b", "path": "config"}]);
+    let volume = json!({"configMap": {"name": "m", "items": items}});
+    let Content::Files { files, .. } = planned(volume).unwrap() else { panic!("it holds files") };
+
+    let part = part_of(files.clone(), "conf");
+
+    assert_eq!(part.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["x/a"]);
+    assert_eq!(part_of(files, "con"), []);
 }
