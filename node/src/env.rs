@@ -4,12 +4,14 @@
 //! image's user, which means nothing to a guest.
 
 pub(crate) mod refs;
+mod services;
 mod substitute;
 
 use std::{collections::HashMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
 
+pub use self::services::service_variables;
 use self::substitute::substitute;
 use crate::objects::{NodeFacts, Objects, config_map_bytes, secret_bytes, secret_entries};
 

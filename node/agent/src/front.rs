@@ -27,8 +27,8 @@ use crate::owner::{Asked, Owner, Wake};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::serve::Clients;
-pub use crate::store::{PodObjects, PodToken};
 use crate::store::Stored;
+pub use crate::store::{PodObjects, PodToken};
 
 /// Replies under way to one call: as many as a client of the socket may have.
 const REPLIES: usize = 16;
@@ -261,7 +261,7 @@ impl Owner {
         let stored = Stored {
             domain: domain_of(life.pod(), &uid),
             pod: life.pod().clone(),
-            objects,
+            objects: objects.into(),
             publish: Vec::new(),
             credentials: Vec::new(),
             ip: IpAddr::V4(ip),

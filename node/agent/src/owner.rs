@@ -44,7 +44,6 @@ pub(crate) enum Wake {
     /// Something happened to a pod.
     Pod { uid: String, event: PodEvent },
     /// What a pod refers to is now this.
-    #[allow(dead_code, reason = "the kubelet's side, which comes next, wakes the owner by it")]
     Objects { uid: String, objects: PodObjects },
     /// What is done for a pod in the background met with trouble, for a Warning event.
     Warning { uid: String, reason: &'static str, message: String },
@@ -54,7 +53,6 @@ pub(crate) enum Wake {
     Runner { tree: String, life: u64, heard: Heard },
     /// A tree whose runner was gone is up again, or cannot be.
     Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
-    /// What a pod refers to has changed.
     /// The front asks.
     Front(Ask),
     /// Something is due.
@@ -162,7 +160,10 @@ impl Owner {
             Wake::Objects { uid, objects } => self.replace_objects(&uid, objects, touched),
             Wake::Warning { uid, reason, message } => {
                 if let Some(entry) = self.pods.get_mut(&uid) {
-                    entry.record_event(true, reason.to_owned(), message, Timestamp::now());
+                    let reason = reason.to_owned();
+                    let event =
+                        PodEventRecord { warning: true, reason, message, field_path: None };
+                    entry.record_event(event, Timestamp::now());
                     touched.insert(uid);
                 }
             }

@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use copepod_agent::front::{Front, NewEvent, PodNews};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -64,8 +65,10 @@ enum Outcome {
 impl Keeper {
     /// A keeper of the pods bound to `node`.
     pub fn new(client: kube::Client, node: String, front: Front, events: Events) -> Self {
+        let (services, writer) = reflector::store();
+        tokio::spawn(watch_services(client.clone(), writer));
         Self {
-            objects: Objects::new(client.clone()),
+            objects: Objects::new(client.clone(), services),
             client,
             node,
             front,
@@ -367,6 +370,17 @@ impl Work {
 
     fn pods(&self, seen: &Seen) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &seen.name.namespace)
+    }
+}
+
+/// Keeps the cluster's Services at hand, for ever.
+async fn watch_services(client: kube::Client, writer: Writer<Service>) {
+    let services = watcher(Api::<Service>::all(client), watcher::Config::default());
+    let mut kept = pin!(services.default_backoff().reflect(writer));
+    while let Some(event) = kept.next().await {
+        if let Err(error) = event {
+            tracing::warn!(%error, "the Services cannot be watched");
+        }
     }
 }
 

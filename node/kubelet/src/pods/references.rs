@@ -1,16 +1,22 @@
-//! What pods refer to: ConfigMaps and Secrets, asked of the API server one by one by name, as a node may read no list of them.
+//! What pods refer to: ConfigMaps and Secrets, asked of the API server one by one by name, as a node may read no list of them; tokens
+//! of their service accounts, bound to the pod; and the Services that their containers are told of.
 //!
-//! Each is asked once for all pods that name it, and again every minute while one of them is here, as a kubelet's cache does; one that
-//! is missing sooner. What changed is handed to the agent, which writes the pods' files anew. An immutable object is asked once.
+//! Each object is asked once for all pods that name it, and again every minute while one of them is here, as a kubelet's cache does; one that
+//! is missing sooner. What changed is handed to the agent, which writes the pods' files anew. An immutable object is asked once, and
+//! a token anew at four fifths of its life.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use copepod_agent::front::{Front, PodObjects};
-use copepod_node::objects::References;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use kube::api::Api;
+use copepod_agent::front::{Front, PodObjects, PodToken};
+use copepod_node::env::service_variables;
+use copepod_node::objects::{References, WantedToken, wanted_tokens};
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use kube::api::{Api, PostParams};
+use kube::runtime::reflector::Store;
 
 /// How old what is known of an object may be: a kubelet's sync period.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -72,14 +78,30 @@ struct Known {
 #[derive(Clone)]
 pub struct Objects {
     client: kube::Client,
+    services: Store<Service>,
     slots: Arc<Mutex<HashMap<Key, Slot>>>,
     pods: Arc<Mutex<HashMap<String, Arc<Pod>>>>,
+    tokens: Arc<Mutex<HashMap<String, Vec<Token>>>>,
+}
+
+/// A token at hand.
+#[derive(Clone)]
+struct Token {
+    token: PodToken,
+    /// When another one is asked for.
+    renew: Timestamp,
 }
 
 impl Objects {
-    /// None yet.
-    pub fn new(client: kube::Client) -> Self {
-        Self { client, slots: Arc::default(), pods: Arc::default() }
+    /// None yet; `services` are all of the cluster's.
+    pub fn new(client: kube::Client, services: Store<Service>) -> Self {
+        Self {
+            client,
+            services,
+            slots: Arc::default(),
+            pods: Arc::default(),
+            tokens: Arc::default(),
+        }
     }
 
     /// All that `pod` refers to and that is there, as of now.
@@ -96,7 +118,66 @@ impl Objects {
                 None => {}
             }
         }
+        objects.tokens = self.tokens_of(pod).await?;
+        // No container is begun without the variables of Services that were there before it.
+        let _ = self.services.wait_until_ready().await;
+        let services = self.services.state();
+        objects.services = service_variables(pod, services.iter().map(|it| &**it)).into();
         Ok(objects)
+    }
+
+    /// The tokens that the pod's volumes show, those that are due asked for anew.
+    async fn tokens_of(&self, pod: &Pod) -> Result<Vec<PodToken>, kube::Error> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let now = Timestamp::now();
+        let held = self.tokens().get(&uid).cloned().unwrap_or_default();
+        let mut tokens = Vec::new();
+        for wanted in wanted_tokens(pod) {
+            let at_hand = held.iter().find(|it| is_for(&it.token, wanted) && it.renew > now);
+            tokens.push(match at_hand {
+                Some(token) => token.clone(),
+                None => self.request(pod, wanted).await?,
+            });
+        }
+        let given = tokens.iter().map(|it| it.token.clone()).collect();
+        if !tokens.is_empty() {
+            self.tokens().insert(uid, tokens);
+        }
+        Ok(given)
+    }
+
+    async fn request(&self, pod: &Pod, wanted: WantedToken<'_>) -> Result<Token, kube::Error> {
+        let meta = &pod.metadata;
+        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: wanted.audience.map(|audience| vec![audience.to_owned()]),
+                expiration_seconds: Some(wanted.expiration_seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: meta.name.clone(),
+                    uid: meta.uid.clone(),
+                }),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let namespace = meta.namespace.as_deref().unwrap_or("default");
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let name = account.unwrap_or("default");
+        let given = api.create_token_request(name, &PostParams::default(), &request).await?;
+        let status = given.status.unwrap_or_default();
+        let now = Timestamp::now();
+        Ok(Token {
+            // One without an end is asked for again at once.
+            renew: renewal(now, status.expiration_timestamp.map_or(now, |end| end.0)),
+            token: PodToken {
+                audience: wanted.audience.map(str::to_owned),
+                expiration_seconds: wanted.expiration_seconds,
+                token: status.token.unwrap_or_default(),
+            },
+        })
     }
 
     /// A pod is here, and what it refers to is kept up to date.
@@ -107,6 +188,21 @@ impl Objects {
     /// A pod is here no more.
     pub fn release(&self, uid: &str) {
         self.pods().remove(uid);
+        self.tokens().remove(uid);
+    }
+
+    fn tokens(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<Token>>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A token of the pod is due, or none is at hand: of a pod that an earlier agent took on.
+    fn wants_tokens(&self, uid: &str, pod: &Pod) -> bool {
+        let now = Timestamp::now();
+        let tokens = self.tokens();
+        let held = tokens.get(uid).map(Vec::as_slice).unwrap_or_default();
+        wanted_tokens(pod)
+            .iter()
+            .any(|wanted| !held.iter().any(|it| is_for(&it.token, *wanted) && it.renew > now))
     }
 
     fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Pod>>> {
@@ -133,14 +229,17 @@ impl Objects {
                     Err(error) => tracing::debug!(%error, key.name, "an object cannot be read"),
                 }
             }
-            if changed.is_empty() {
-                continue;
-            }
             for (uid, pod) in &pods {
-                if keys(pod).iter().any(|key| changed.contains(key))
-                    && let Ok(objects) = self.of(pod).await
-                {
-                    front.replace_objects(uid, objects).await;
+                let touched =
+                    !changed.is_empty() && keys(pod).iter().any(|it| changed.contains(it));
+                if !touched && !self.wants_tokens(uid, pod) {
+                    continue;
+                }
+                match self.of(pod).await {
+                    Ok(objects) => front.replace_objects(uid, objects).await,
+                    Err(error) => {
+                        tracing::debug!(%error, uid, "what a pod refers to cannot be read")
+                    }
                 }
             }
         }
@@ -203,6 +302,17 @@ impl Objects {
     }
 }
 
+fn is_for(token: &PodToken, wanted: WantedToken<'_>) -> bool {
+    token.audience.as_deref() == wanted.audience
+        && token.expiration_seconds == wanted.expiration_seconds
+}
+
+/// When a token of this end is asked for anew: at four fifths of its life, and after a day at the latest, as a kubelet does.
+fn renewal(now: Timestamp, end: Timestamp) -> Timestamp {
+    let life = Duration::try_from(end.duration_since(now)).unwrap_or_default();
+    now + (life * 4 / 5).min(Duration::from_secs(24 * 3600))
+}
+
 fn keys(pod: &Pod) -> Vec<Key> {
     let found = References::of(pod);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
@@ -210,4 +320,19 @@ fn keys(pod: &Pod) -> Vec<Key> {
     let config_maps = found.config_maps.into_iter().map(|name| key(Kind::ConfigMap, name));
     let secrets = found.secrets.into_iter().map(|name| key(Kind::Secret, name));
     config_maps.chain(secrets).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_of_its_life_and_within_a_day() {
+        let now = Timestamp::UNIX_EPOCH;
+        let at = |seconds: u64| now + Duration::from_secs(seconds);
+
+        assert_eq!(renewal(now, at(3600)), at(2880));
+        assert_eq!(renewal(now, at(30 * 24 * 3600)), at(24 * 3600));
+        assert_eq!(renewal(at(100), at(50)), at(100), "one that is over already");
+    }
 }
