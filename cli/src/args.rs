@@ -70,6 +70,8 @@ pub(crate) enum Command {
     /// Images: load, pull, push, list, inspect, remove
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(Image),
+    /// Make this machine a node of a Kubernetes cluster
+    Node(Box<Node>),
     /// Print a shell's completion script
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completions {
@@ -508,6 +510,68 @@ pub(crate) enum Image {
         #[arg(value_name = "REF", required = true)]
         references: Vec<String>,
     },
+}
+
+const NODE_EXAMPLES: &str = "\
+Examples:
+  copepod node --kubeconfig /etc/copepod/kubeconfig --node-name edge-1
+  copepod node --bootstrap-kubeconfig bootstrap.conf       with a bootstrap token: the node gets its own certificate
+  copepod node --config /etc/copepod/node.yaml             the same settings as fields: kubeconfig, nodeName, nodeIPs, ...
+
+A flag wins over its environment variable (COPEPOD_NODE_...), and that over the file.";
+
+/// `copepod node`. The texts are judged by `copepod-kubelet`, with those of the environment and the file.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = NODE_EXAMPLES)]
+pub(crate) struct Node {
+    /// A file with these settings, YAML or JSON
+    #[arg(long, env = "COPEPOD_NODE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How the API server is reached, and as whom: system:node:NAME by a client certificate, or a token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Vec<String>,
+    /// A kubeconfig with a bootstrap token, with which the node asks for its first certificate
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bootstrap_kubeconfig: Vec<String>,
+    /// The node's name [default: the machine's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Vec<String>,
+    /// The node's address, one of each family [default: the one from which the API server is reached]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node_ip: Vec<String>,
+    /// The block that pods' addresses come from [default: the cluster gives one]
+    #[arg(long, value_name = "BLOCK")]
+    pub(crate) pod_cidr: Vec<String>,
+    /// The port of the kubelet's API [default: 10250]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Vec<String>,
+    /// The authorities whose client certificates the kubelet's API takes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca_file: Vec<String>,
+    /// Taints of a node that is new to the cluster, as key=value:NoSchedule
+    #[arg(long, value_name = "TAINTS")]
+    pub(crate) register_with_taints: Vec<String>,
+    /// More labels of the node, as key=value
+    #[arg(long, value_name = "LABELS")]
+    pub(crate) node_labels: Vec<String>,
+    /// The most pods [default: 110]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pods: Vec<String>,
+    /// Whether pods leave the cluster by the node's address: auto or off [default: auto]
+    #[arg(long, value_name = "WHETHER")]
+    pub(crate) masquerade: Vec<String>,
+    /// The addresses of the cluster's DNS
+    #[arg(long, value_name = "ADDRESSES")]
+    pub(crate) cluster_dns: Vec<String>,
+    /// The domain of the cluster's Services [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) cluster_domain: Vec<String>,
+    /// What the node keeps for itself, as cpu=500m,memory=1Gi [default: memory=512Mi and a tenth of the disk]
+    #[arg(long, value_name = "RESOURCES")]
+    pub(crate) system_reserved: Vec<String>,
+    /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
+    #[arg(long, value_name = "OS")]
+    pub(crate) node_os_label: Vec<String>,
 }
 
 const COMPLETION_EXAMPLES: &str = "\

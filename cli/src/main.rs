@@ -4,7 +4,8 @@
 //! [`follow`], which stays with them; [`commands`] look at pods, [`images`] at images; [`show`] makes text of what they find.
 //!
 //! Here: the command line, manifests with their lines, what a person reads. Elsewhere: everything that makes a pod run
-//! (`copepod-agent`, which this program also is when it is started as `__agent`).
+//! (`copepod-agent`, which this program also is when it is started as `__agent`); a node of a cluster (`copepod-kubelet`, which
+//! [`node`] sets up).
 //! Invariant: only [`out`] prints; what comes from guests and registries is made harmless before a terminal sees it, but logs.
 
 mod args;
@@ -19,6 +20,7 @@ mod images;
 mod log_lines;
 mod manifest;
 mod needs;
+mod node;
 mod out;
 mod publish;
 mod pull_settings;
@@ -49,10 +51,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Out::new(cli.global.log_format);
     let data = data_dir(cli.global.data_dir.as_deref(), &Surroundings::here());
-    let is_agent = matches!(cli.command, Command::Agent);
+    let is_agent = matches!(cli.command, Command::Agent | Command::Node(_));
     log(&cli.global, is_agent);
     if matches!(cli.command, Command::Broker) {
         return ExitCode::from(serve::broker(out));
+    }
+    if let Command::Node(args) = &cli.command {
+        return ExitCode::from(node::node(out, cli.global.data_dir.as_deref(), args));
     }
     if is_agent {
         // Enters namespaces, which has to happen before there is a second thread.
@@ -101,7 +106,9 @@ async fn command(out: Out, data: PathBuf, cli: Cli) -> u8 {
         Command::Image(image) => images::image(out, &data, image).await.map_err(Failed::from),
         Command::Completions { shell } => completions(out, shell).map_err(Failed::from),
         // They are taken in `main`.
-        Command::Agent | Command::Broker | Command::Compile => Ok(exit::BAD_INPUT),
+        Command::Node(_) | Command::Agent | Command::Broker | Command::Compile => {
+            Ok(exit::BAD_INPUT)
+        }
     };
     done.unwrap_or_else(|failed| commands::tell(out, &failed))
 }

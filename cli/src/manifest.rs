@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, ReplicationCon
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 mod quantity;
-mod tree;
+pub(crate) mod tree;
 mod typed;
 
 pub(crate) use quantity::is_quantity;

@@ -52,7 +52,7 @@ pub(crate) fn broker(out: Out) -> u8 {
 }
 
 /// The agent's settings: the defaults, what `COPEPOD_*` variables say otherwise, and the folders of the user who starts it.
-fn settings(
+pub(crate) fn settings(
     data: PathBuf,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<AgentConfig, String> {

@@ -1,6 +1,7 @@
 //! Against a real control plane of Kubernetes, shared by all tests here but those that kill it: each has names of its own.
 //!
-//! Beneath: [`api`], a client; [`control_plane`], what the tests' cluster is itself.
+//! Beneath: [`api`], a client; [`control_plane`], what the tests' cluster is itself; [`join`], machines that become nodes.
 
 pub(crate) mod api;
 mod control_plane;
+mod join;

@@ -1,0 +1,215 @@
+//! How a machine becomes a node: by a certificate, by a bootstrap token, and not by somebody else's; and what `deploy/` does.
+//!
+//! Absent: pods on it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use ::kube::Api;
+use copepod_tests::cluster::identity::Identity;
+use copepod_tests::cluster::{Cluster, shared};
+use copepod_tests::node::{Ended, Node as OurNode};
+use copepod_tests::wait::until;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Event, Node};
+use serde_json::{Value, json};
+
+use super::api::{client, wait};
+
+/// `copepod node` while this lives.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(node: &OurNode, arguments: &[&str]) -> Self {
+        let log = node.scratch().join("node.log");
+        let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log");
+        let mut command = node.copepod(&["node"]);
+        command.args(arguments).stdout(Stdio::null()).stderr(file);
+        Self { child: command.spawn().expect("the built program starts"), log }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            // A failed test tells what its node said.
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{}", self.log());
+            }
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a test's paths are text")
+}
+
+/// The Node object, once it is as `condition` says.
+fn told(cluster: &Cluster, name: &str, what: &str, condition: impl Fn(&Node) -> bool) -> Node {
+    let nodes: Api<Node> = Api::all(client(cluster.admin()));
+    until(&format!("node {name} to be {what}"), || {
+        wait(nodes.get_opt(name)).ok().flatten().filter(&condition)
+    })
+}
+
+fn has_block(node: &Node) -> bool {
+    node.spec.as_ref().is_some_and(|spec| spec.pod_cidr.is_some())
+}
+
+fn kept(node: &OurNode) -> Option<Value> {
+    let text = std::fs::read(node.data().join("node.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+#[test]
+fn a_machine_joins_by_a_node_s_certificate_and_lives_by_its_lease() {
+    let (cluster, node) = (shared(), OurNode::new());
+    let kubeconfig = cluster.kubeconfig(&Identity::node("join-1")).expect("a kubeconfig");
+
+    let _running = Running::start(
+        &node,
+        &["--kubeconfig", text(&kubeconfig), "--node-name", "join-1", "--node-labels", "tier=edge"],
+    );
+
+    let there = told(cluster, "join-1", "given addresses for pods", has_block);
+    let labels = there.metadata.labels.clone().unwrap_or_default();
+    assert_eq!(labels.get("kubernetes.io/os").map(String::as_str), Some("copepod"));
+    assert_eq!(labels.get("tier").map(String::as_str), Some("edge"));
+    let info = there.status.and_then(|it| it.node_info).expect("it tells of itself");
+    assert!(
+        info.kubelet_version.starts_with("v1.")
+            && info.container_runtime_version.starts_with("copepod://")
+    );
+    let kept = until("what the node keeps", || kept(&node));
+    assert_eq!(kept["uid"].as_str(), there.metadata.uid.as_deref());
+    let leases: Api<Lease> = Api::namespaced(client(cluster.admin()), "kube-node-lease");
+    let lease = until("the node's lease", || wait(leases.get_opt("join-1")).ok().flatten());
+    let owners = lease.metadata.owner_references.unwrap_or_default();
+    assert_eq!(owners.first().map(|it| it.uid.as_str()), there.metadata.uid.as_deref());
+    let renewed = until("a renewal", || {
+        let now = wait(leases.get_opt("join-1")).ok().flatten()?.spec?.renew_time;
+        (now != lease.spec.as_ref()?.renew_time).then_some(now)
+    });
+    assert!(renewed.is_some());
+    let events: Api<Event> = Api::namespaced(client(cluster.admin()), "default");
+    until("the event of its start", || {
+        let all = wait(events.list(&Default::default())).ok()?;
+        all.items.into_iter().find(|it| {
+            it.reason.as_deref() == Some("Starting") && it.involved_object.uid == there.metadata.uid
+        })
+    });
+    let denials = cluster.denials("system:node:join-1");
+    assert!(denials.is_empty(), "{denials:?}");
+}
+
+#[test]
+fn a_machine_joins_by_a_bootstrap_token_and_gets_certificates_of_its_own() {
+    let (cluster, node) = (shared(), OurNode::new());
+    let bootstrap = cluster.bootstrap_kubeconfig().expect("a kubeconfig");
+
+    let _running = Running::start(
+        &node,
+        &["--bootstrap-kubeconfig", text(&bootstrap), "--node-name", "join-2"],
+    );
+
+    told(cluster, "join-2", "given addresses for pods", has_block);
+    assert!(node.data().join("pki/client.pem").is_file());
+    let own = std::fs::read_to_string(node.data().join("kubeconfig")).expect("its own kubeconfig");
+    assert!(!own.contains("token"), "{own}");
+    let request = until("a request for a serving certificate", || {
+        let signer = "spec.signerName=kubernetes.io/kubelet-serving";
+        let listed = cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
+        let list: Value = serde_json::from_str(&listed).ok()?;
+        let all = list["items"].as_array()?.clone();
+        let own = all.into_iter().find(|it| it["spec"]["username"] == "system:node:join-2")?;
+        own["metadata"]["name"].as_str().map(str::to_owned)
+    });
+    cluster.ok(&["certificate", "approve", &request]);
+    until("the serving certificate", || {
+        node.data().join("pki/serving.pem").is_file().then_some(())
+    });
+}
+
+#[test]
+fn the_usual_mistakes_end_a_node_s_start_with_what_to_do() {
+    let (cluster, node) = (shared(), OurNode::new());
+    let file = |of: &Identity| {
+        let path = cluster.kubeconfig(of).expect("a kubeconfig");
+        text(&path).to_owned()
+    };
+    let own = file(&Identity::node("join-3"));
+    let expired = file(&Identity::node("join-3").expired());
+    let table: [(&[&str], &str); 5] = [
+        (&["--kubeconfig", "/nowhere/kubeconfig"], "there is no /nowhere/kubeconfig"),
+        (&["--kubeconfig", &own, "--node-name", "join-4"], "give --node-name join-3"),
+        (&["--kubeconfig", &expired, "--node-name", "join-3"], "clock says"),
+        (
+            &["--kubeconfig", &own, "--node-name", "join-3", "--node-ip", "127.0.0.1"],
+            "--node-ip: 127.0.0.1",
+        ),
+        (&["--kubeconfig", &own, "--node-name", "Join_3"], "--node-name: \"Join_3\""),
+    ];
+    for (arguments, expected) in table {
+        let ended: Ended =
+            node.copepod(&["node"]).args(arguments).output().expect("it starts").into();
+        assert_ne!(ended.code, Some(0), "{arguments:?}");
+        assert!(ended.stderr.contains(expected), "{arguments:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_node_whose_certificate_another_authority_signed_says_so_and_waits() {
+    let (cluster, node) = (shared(), OurNode::new());
+    let foreign = cluster.kubeconfig(&Identity::node("join-5").foreign()).expect("a kubeconfig");
+
+    let running = Running::start(&node, &["--kubeconfig", text(&foreign), "--node-name", "join-5"]);
+
+    until("the reason in its log", || {
+        running.log().contains("does not know this node").then_some(())
+    });
+}
+
+#[test]
+fn what_deploy_holds_is_taken_and_does_what_it_says() {
+    let cluster = shared();
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for file in
+        ["rbac-bootstrap.yaml", "runtimeclasses.yaml", "policy.yaml", "service-account.yaml"]
+    {
+        cluster.ok(&["apply", "--filename", text(&deploy.join(file))]);
+    }
+    cluster.namespace("deploy");
+    let pod = |name: &str, spec: Value| {
+        let mut spec = spec;
+        spec["containers"] = json!([{ "name": "c", "image": "example.com/x:1" }]);
+        spec["runtimeClassName"] = "copepod".into();
+        let metadata = json!({ "name": name, "namespace": "deploy" });
+        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+    };
+
+    // A policy is in force some moments after it was made.
+    until("the policy to refuse", || {
+        let refused =
+            cluster.apply_as(cluster.admin(), &[pod("refused", json!({ "hostPID": true }))]);
+        let said = refused.stderr.contains("spec.hostPID: a guest never sees the host's processes");
+        if refused.code == Some(0) {
+            cluster.ok(&["--namespace", "deploy", "delete", "pod", "refused", "--now"]);
+        }
+        said.then_some(())
+    });
+    cluster.apply(&[pod("taken", json!({}))]);
+
+    let taken = cluster.ok(&["--namespace", "deploy", "get", "pod", "taken", "--output", "json"]);
+    let taken: Value = serde_json::from_str(&taken).expect("JSON");
+    assert_eq!(taken["spec"]["nodeSelector"]["copepod.dev/node"], "true");
+}
