@@ -41,6 +41,22 @@ fn a_field_that_no_wasm_pod_can_honour_is_refused_by_its_name() {
 }
 
 #[test]
+fn a_token_of_a_cluster_is_refused_by_its_field_where_there_is_no_cluster() {
+    let node = Node::new();
+    node.load(&["probe"]);
+    let token = json!({ "serviceAccountToken": { "path": "token", "expirationSeconds": 3607 } });
+    let mounts_one = pod("a", [probe(&["exit 0"])])
+        .with("/spec/volumes", json!([{ "name": "api", "projected": { "sources": [token] } }]));
+    let wants_one =
+        pod("a", [probe(&["exit 0"])]).with("/spec/automountServiceAccountToken", json!(true));
+
+    let field = "spec.volumes[0].projected.sources[0].serviceAccountToken";
+    fails(&node.run_to_end(&[mounts_one]), 125, &[field, "cluster", "Secret"]);
+    let field = "spec.automountServiceAccountToken";
+    fails(&node.run_to_end(&[wants_one]), 125, &[field, "cluster", "leave it out"]);
+}
+
+#[test]
 fn a_field_with_a_value_out_of_its_range_is_refused_by_its_name() {
     let node = Node::new();
     node.load(&["probe"]);

@@ -19,7 +19,7 @@ pub fn run(verb: &str, rest: &str) -> Option<Finding> {
         "size-is" => with_path(rest, |path, wanted| {
             equal(&fs::metadata(path).map_err(text)?.len().to_string(), wanted)
         }),
-        // The names in a directory, sorted, with commas between them.
+        // The names in a directory but those that `ls` hides, sorted, with commas between them.
         "list-is" => with_path(rest, |path, wanted| equal(&names(path)?.join(","), wanted)),
         "list" => names(rest).map(|names| println!("= {rest}: {}", names.join(","))),
         "show" => fs::read_to_string(rest).map_err(text).map(|found| println!("= {rest}: {found}")),
@@ -97,6 +97,8 @@ fn names(path: &str) -> Result<Vec<String>, String> {
     for entry in fs::read_dir(path).map_err(text)? {
         names.push(entry.map_err(text)?.file_name().to_string_lossy().into_owned());
     }
+    // How a volume with files is made is not what it shows.
+    names.retain(|name| !name.starts_with('.'));
     names.sort();
     Ok(names)
 }
