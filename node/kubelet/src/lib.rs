@@ -34,3 +34,8 @@ pub mod trouble;
 
 pub use run::{NodeError, run};
 pub use settings::{NodeName, NodeSettings};
+//! A node of a Kubernetes cluster.
+//!
+//! [`server`] is the kubelet's HTTPS API.
+
+pub mod server;
