@@ -161,8 +161,7 @@ impl Owner {
             Wake::Warning { uid, reason, message } => {
                 if let Some(entry) = self.pods.get_mut(&uid) {
                     let reason = reason.to_owned();
-                    let event =
-                        PodEventRecord { warning: true, reason, message, field_path: None };
+                    let event = PodEventRecord { warning: true, reason, message, field_path: None };
                     entry.record_event(event, Timestamp::now());
                     touched.insert(uid);
                 }

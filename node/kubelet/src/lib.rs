@@ -4,7 +4,8 @@
 //! [`identity`] and [`connection`], with [`trouble`] for what goes wrong on the way; [`bootstrap`], [`csr`], [`pki`] and [`rotation`]
 //! are how it comes to certificates, and to newer ones. The node itself: [`machine`] and [`pressure`]
 //! look, [`node_object`] decides what to tell, [`register`], [`own_node`], [`heartbeat`] and [`lease`] tell it; [`joined`] is kept.
-//! [`admission`] judges the pods that are bound to it, and [`pods`] brings them to the agent and their status back.
+//! [`admission`] judges the pods that are bound to it, and [`pods`] brings them to the agent and their status back. [`server`] is the
+//! kubelet's HTTPS API.
 //!
 //! Elsewhere: running pods (`copepod-agent`, by its `front`), what a pod comes to (`copepod-node`).
 //! Invariant: no pod waits for the API server but to be taken on; guests go on while it is away. And [`settings`], [`pressure`], [`node_object`], [`admission`] and [`trouble`] take values and return values.
@@ -29,13 +30,9 @@ pub mod pressure;
 pub mod register;
 pub mod rotation;
 pub mod run;
+pub mod server;
 pub mod settings;
 pub mod trouble;
 
 pub use run::{NodeError, run};
 pub use settings::{NodeName, NodeSettings};
-//! A node of a Kubernetes cluster.
-//!
-//! [`server`] is the kubelet's HTTPS API.
-
-pub mod server;

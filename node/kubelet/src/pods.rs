@@ -2,7 +2,8 @@
 //!
 //! Start at [`Keeper`], the one task that knows both sides of every pod; [`plan`] says what is to be done next about one, [`patch`]
 //! what its status in the API lacks. Each step is a task of its own, and a pod has one at a time, so that what is written of it is
-//! written in order. [`references`] brings what pods refer to, [`events`] takes what happened to them to the API.
+//! written in order. [`references`] brings what pods refer to, [`events`] takes what happened to them to the API, and [`told`]
+//! is the list that the node's own API shows.
 //!
 //! Here: whose pods are whose. Elsewhere: running them (`copepod-agent`), the node itself (`crate::register`).
 //! Invariant: a pod of the agent's is forgotten only because the API server said, by a watch event or in a complete list, that it is
@@ -15,5 +16,7 @@ pub mod plan;
 pub mod references;
 pub mod refused;
 pub mod seen;
+pub mod told;
 
-pub use keeper::Keeper;
+pub use keeper::{Keeper, KeeperSettings};
+pub use told::Book;

@@ -4,16 +4,17 @@
 //! addresses by then. The first, [`join`], asks the API server, keeps what it says in `<data>/node.json`, and has the process
 //! execute itself anew, which leaves no thread behind. The second starts from that file: with the API server away too.
 //!
-//! Absent: what a node does ([`crate::heartbeat`], [`crate::lease`], the pods).
+//! Absent: what a node does ([`crate::heartbeat`], [`crate::lease`], [`crate::pods`], [`crate::server`]).
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use copepod_agent::{AgentConfig, AgentError};
+use copepod_agent::front::Front;
+use copepod_agent::{AgentConfig, AgentError, ClusterNode, run_agent, with_causes};
 use copepod_domain::Cidr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -28,9 +29,13 @@ use crate::identity::{self, Identity, IdentityError};
 use crate::joined::{Joined, JoinedError};
 use crate::machine::{Machine, NoAddress, addresses};
 use crate::node_object::{Known, NodeState, pod_cidrs};
+use crate::pods::{Book, Keeper, KeeperSettings};
 use crate::pressure::Pressures;
 use crate::register::{RegisterError, register};
-use crate::settings::NodeSettings;
+use crate::server::access::{ClientAuthorities, ClusterReviews};
+use crate::server::pods::Here;
+use crate::server::{Server, ServerSettings};
+use crate::settings::{Masquerade, NodeSettings};
 use crate::trouble::explain;
 use crate::{lease, own_node, rotation};
 
@@ -72,6 +77,14 @@ pub enum NodeError {
         "the cluster has given this node {0} for pods, and pods have IPv4 addresses only so far: it needs an IPv4 podCIDR"
     )]
     NoIpv4(String),
+    /// The kubelet's API has no place.
+    #[error("the kubelet's API cannot listen on {listen}: choose another port with --port")]
+    Port {
+        /// Where it was to be.
+        listen: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// The process cannot go on as it has to.
     #[error("cannot begin")]
     Begin(#[source] io::Error),
@@ -214,33 +227,97 @@ fn address_of(server: &http::Uri) -> Option<SocketAddr> {
     (host, port).to_socket_addrs().ok()?.next()
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
-// The second phase: the body is the pods' side's.
-// ---------------------------------------------------------------------------------------------------------------------------
-
-/// The second phase.
+/// The second phase: the agent goes on with its pods at once, and the cluster's side stands beside it. The API server may be away
+/// for as long as it will.
 fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(), NodeError> {
-    let _pods = ipv4(&joined.pod_cidrs)?;
-    let _ = agent;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(NodeError::Begin)?;
-    runtime.block_on(async move {
-        let identity = identify(&settings).await?;
+    let block = ipv4(&joined.pod_cidrs)?;
+    let identity = {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(NodeError::Begin)?;
+        runtime.block_on(identify(&settings))?
+    };
+    let server = Connection::new(identity.config.clone()).server();
+    let addresses = addresses(&settings.node_ips, address_of(&server))?;
+    let machine = Machine::here(&settings.data).map_err(NodeError::Machine)?;
+    let agent = AgentConfig {
+        pod_cidr: Some(block),
+        cluster: Some(ClusterNode {
+            name: settings.node_name.to_string(),
+            ips: addresses.clone(),
+            denied_ports: vec![settings.port],
+            masquerade: settings.masquerade == Masquerade::Auto,
+            masquerade_exceptions: Vec::new(),
+        }),
+        ..agent
+    };
+    let side = Side { settings: Arc::new(settings), identity, joined, addresses, machine };
+    run_agent(agent, |front| {
+        tokio::spawn(async move {
+            if let Err(error) = side.stand(front).await {
+                // Guests go on, and whoever looks after this process starts it again.
+                tracing::error!("{}", with_causes(&error));
+                std::process::exit(1);
+            }
+        });
+    })?;
+    Ok(())
+}
+
+/// What the cluster's side of a node begins with.
+struct Side {
+    settings: Arc<NodeSettings>,
+    identity: Identity,
+    joined: Joined,
+    addresses: Vec<IpAddr>,
+    machine: Machine,
+}
+
+impl Side {
+    /// Stands for the node in its cluster until the node's heart stops, which it does not.
+    async fn stand(self, front: Front) -> Result<(), NodeError> {
+        let Self { settings, identity, joined, addresses, machine } = self;
         let connection = Connection::new(identity.config);
         let server = connection.server();
         let bad = |error: kube::Error| NodeError::Credentials(explain(&error, &server));
         let client = connection.client(Use::Requests(PATIENCE)).map_err(bad)?;
-        let machine = Machine::here(&settings.data).map_err(NodeError::Machine)?;
-        let addresses = addresses(&settings.node_ips, address_of(&server))?;
-        let (_state, state) = watch::channel(NodeState::default());
+        let streams = connection.client(Use::Streams).map_err(bad)?;
+        let node = settings.node_name.to_string();
+
+        // The kubelet's API answers before anybody is told of it (kubernetes #84891).
+        let ask = identity.certificate.is_some_and(|it| it.user == settings.node_name.user());
+        let (serving, kept_fresh) =
+            rotation::serving(connection.clone(), settings.clone(), &addresses, ask)
+                .map_err(NodeError::Credentials)?;
+        tokio::spawn(kept_fresh);
+        tokio::spawn(rotation::client(connection.clone(), settings.clone()));
+        let authorities = match &settings.client_ca_file {
+            Some(file) => ClientAuthorities::file(file),
+            None => ClientAuthorities::fixed(Vec::new()),
+        };
+        let book = Arc::new(Book::default());
+        let listen = SocketAddr::new(unspecified(&addresses), settings.port);
+        let api = Server::bind(ServerSettings {
+            listen,
+            serving,
+            authorities: authorities.map_err(NodeError::Credentials)?,
+            reviews: Arc::new(ClusterReviews::new(client.clone(), node.clone())),
+            pods: Arc::new(Here::new(front.clone(), book.clone())),
+            node: node.clone(),
+            config: configuration(&settings),
+            metrics: Arc::default(),
+            data: settings.data.clone(),
+        });
+        let api = api.await.map_err(|source| NodeError::Port { listen, source })?;
+        tokio::spawn(api.run());
+
+        let up = NodeState { agent_up: true, network_ready: true, ..NodeState::default() };
         let known = Known {
             settings: &settings,
             machine: &machine,
             addresses: &addresses,
-            state: &NodeState::default(),
+            state: &up,
             pressures: Pressures::default(),
             features: FEATURES,
         };
@@ -248,15 +325,11 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         lease::keep(connection.clone(), settings.node_name.clone(), uid)
             .map_err(NodeError::Begin)?;
         register(&Api::all(client.clone()), known, &server).await?;
-        let own =
-            own_node::follow(connection.client(Use::Streams).map_err(bad)?, &settings.node_name);
-        let settings = Arc::new(settings);
-        let ask = identity.certificate.is_some_and(|it| it.user == settings.node_name.user());
-        let (_serving, serving) =
-            rotation::serving(connection.clone(), settings.clone(), &addresses, ask)
-                .map_err(NodeError::Credentials)?;
-        tokio::spawn(serving);
-        tokio::spawn(rotation::client(connection.clone(), settings.clone()));
+        let own = own_node::follow(streams.clone(), &settings.node_name);
+        let keeper =
+            KeeperSettings { client: client.clone(), streams, node, own: own.clone(), front, book };
+        tokio::spawn(Keeper::new(keeper).run());
+        let (_state, state) = watch::channel(up);
         let heartbeat = Heartbeat {
             client,
             server: server.clone(),
@@ -268,5 +341,26 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         };
         heartbeat.run(own, state).await;
         Ok(())
+    }
+}
+
+/// All addresses of the node's first family.
+fn unspecified(addresses: &[IpAddr]) -> IpAddr {
+    match addresses.first() {
+        Some(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// What `/configz` shows, under the names that a kubelet's configuration has.
+fn configuration(settings: &NodeSettings) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "port": settings.port,
+        "maxPods": settings.max_pods,
+        "clusterDomain": settings.cluster_domain,
+        "clusterDNS": settings.cluster_dns,
+        "podCIDR": settings.pod_cidr.map(|cidr| cidr.to_string()),
     })
 }

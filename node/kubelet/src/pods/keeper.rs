@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use copepod_agent::api::PodName;
 use copepod_agent::front::{Front, NewEvent, PodNews};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
@@ -19,17 +20,38 @@ use super::plan::{Local, Step, Tracked, pause};
 use super::references::Objects;
 use super::refused;
 use super::seen::Seen;
+use super::told::Book;
+use crate::admission::{self, Taken};
+use crate::own_node::OwnNode;
+use crate::pressure::Pressures;
 
 /// Steps under way: what an API server gives one node's priority level at a time is of this order.
 const MOST_STEPS: usize = 32;
 
+/// What a keeper works with.
+pub struct KeeperSettings {
+    /// The way to the API server for requests, with a time limit.
+    pub client: kube::Client,
+    /// The way for watches, which may be silent for long.
+    pub streams: kube::Client,
+    /// The node's name.
+    pub node: String,
+    /// The node's own object, by which pods are admitted.
+    pub own: OwnNode,
+    /// The agent.
+    pub front: Front,
+    /// The list that the node's own API shows.
+    pub book: Arc<Book>,
+}
+
 /// Keeps the API server's pods and the agent's the same.
 pub struct Keeper {
-    client: kube::Client,
-    node: String,
-    front: Front,
+    of: KeeperSettings,
     objects: Objects,
     events: Events,
+    /// What the pods here have of the node, and which pods are counted in it.
+    taken: Taken,
+    counted: HashMap<String, Arc<Pod>>,
     pods: HashMap<String, Tracked>,
     /// When pods want to be looked at again.
     due: BTreeSet<(Instant, String)>,
@@ -63,16 +85,16 @@ enum Outcome {
 }
 
 impl Keeper {
-    /// A keeper of the pods bound to `node`.
-    pub fn new(client: kube::Client, node: String, front: Front, events: Events) -> Self {
+    /// A keeper of the pods bound to a node. To be called within a runtime.
+    pub fn new(of: KeeperSettings) -> Self {
         let (services, writer) = reflector::store();
-        tokio::spawn(watch_services(client.clone(), writer));
+        tokio::spawn(watch_services(of.streams.clone(), writer));
         Self {
-            objects: Objects::new(client.clone(), services),
-            client,
-            node,
-            front,
-            events,
+            objects: Objects::new(of.client.clone(), services),
+            events: Events::start(of.client.clone(), of.node.clone()),
+            of,
+            taken: Taken::default(),
+            counted: HashMap::new(),
             pods: HashMap::new(),
             due: BTreeSet::new(),
             listed: false,
@@ -84,16 +106,19 @@ impl Keeper {
 
     /// Runs for ever.
     pub async fn run(mut self) {
-        for (uid, known) in self.front.known().await {
+        for (uid, known) in self.of.front.known().await {
             self.objects.hold(&uid, &known.pod);
+            self.count(&uid, &known.pod, known.over);
             let local = Local::Here { over: known.over };
             self.pods.insert(uid, Tracked { local, ..Tracked::new() });
         }
-        tokio::spawn(self.objects.clone().refresh(self.front.clone()));
-        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
-        let watch = watcher(Api::<Pod>::all(self.client.clone()), config).default_backoff();
-        let mut watch = pin!(watch);
-        let front = self.front.clone();
+        tokio::spawn(self.objects.clone().refresh(self.of.front.clone()));
+        // Pods are judged by the node's object: none is looked at before it is there.
+        let _ = self.of.own.wait_for(Option::is_some).await;
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.of.node));
+        let pods = Api::<Pod>::all(self.of.streams.clone());
+        let mut watch = pin!(watcher(pods, config).default_backoff());
+        let front = self.of.front.clone();
         loop {
             let next = self.due.first().map(|(at, _)| *at);
             let mut touched = HashSet::new();
@@ -178,6 +203,7 @@ impl Keeper {
     /// Takes what the agent tells of a pod.
     fn take(&mut self, uid: String, news: PodNews) {
         self.objects.hold(&uid, &news.pod);
+        self.count(&uid, &news.pod, news.over);
         let tracked = self.pods.entry(uid.clone()).or_default();
         let was_same = tracked.status.as_ref() == Some(&news.status);
         tracked.local = Local::Here { over: news.over };
@@ -185,13 +211,11 @@ impl Keeper {
             tracked.changed = Some(Instant::now());
             tracked.status = Some(news.status);
         }
-        let meta = &news.pod.metadata;
-        let subject = Subject {
-            kind: "Pod",
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-            uid,
-        };
+        let name = name_of(&news.pod);
+        if let Some(status) = &tracked.status {
+            self.of.book.put(name.clone(), &uid, news.pod.clone(), status.clone());
+        }
+        let subject = subject_of(name, uid);
         for event in news.events {
             self.events.tell(&subject, event);
         }
@@ -231,7 +255,7 @@ impl Keeper {
                         field_path: None,
                         at: jiff::Timestamp::now(),
                     };
-                    self.events.tell(&subject(seen), event);
+                    self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
                 }
             }
             Outcome::Written(pod) => drop(self.see(*pod)),
@@ -240,10 +264,66 @@ impl Keeper {
         }
     }
 
+    /// Counts a pod into what is taken of the node, for as long as it is not over.
+    fn count(&mut self, uid: &str, pod: &Arc<Pod>, over: bool) {
+        match (self.counted.contains_key(uid), over) {
+            (false, false) => {
+                self.taken.add(pod);
+                self.counted.insert(uid.to_owned(), pod.clone());
+            }
+            (true, true) => self.uncount(uid),
+            _ => {}
+        }
+    }
+
+    fn uncount(&mut self, uid: &str) {
+        if let Some(pod) = self.counted.remove(uid) {
+            self.taken.remove(&pod);
+        }
+    }
+
+    /// Judges a pod that is to be taken on; whether the node has no place for it, which ends it (kubelet.md P5).
+    fn reject(&mut self, uid: &str) -> bool {
+        let node = self.of.own.borrow().clone();
+        let Some(tracked) = self.pods.get_mut(uid) else { return false };
+        let (Some(seen), Some(node)) = (&tracked.seen, node) else { return false };
+        let Some(pod) = seen.pod.clone().filter(|_| !self.counted.contains_key(uid)) else {
+            return false;
+        };
+        let Err(rejection) = admission::admit(&pod, &node, &self.taken, &Pressures::default())
+        else {
+            self.count(uid, &pod, false);
+            return false;
+        };
+        let now = jiff::Timestamp::now();
+        let event = NewEvent {
+            warning: true,
+            reason: rejection.reason.clone(),
+            message: rejection.message.clone(),
+            field_path: None,
+            at: now,
+        };
+        self.events.tell(&subject_of(seen.name.clone(), uid.to_owned()), event);
+        tracked.local = Local::Refused { generation: seen.generation };
+        tracked.status = Some(refused::failed(&rejection.reason, &rejection.status_message(), now));
+        true
+    }
+
+    fn drop_pod(&mut self, uid: &str) {
+        self.pods.remove(uid);
+        self.objects.release(uid);
+        self.of.book.remove(uid);
+        self.uncount(uid);
+    }
+
     /// Makes a pod's next step.
     fn advance(&mut self, uid: String, now: Instant) {
+        let Some(step) = self.pods.get(&uid).map(|pod| pod.next(self.listed, now)) else { return };
+        if step == Step::TakeOn && self.reject(&uid) {
+            self.advance(uid, now);
+            return;
+        }
         let Some(tracked) = self.pods.get_mut(&uid) else { return };
-        let step = tracked.next(self.listed, now);
         match &step {
             Step::Rest => return,
             Step::Wait(at) => {
@@ -251,8 +331,7 @@ impl Keeper {
                 return;
             }
             Step::Drop => {
-                self.pods.remove(&uid);
-                self.objects.release(&uid);
+                self.drop_pod(&uid);
                 return;
             }
             Step::End(grace) => tracked.ending = Some(*grace),
@@ -266,8 +345,8 @@ impl Keeper {
         tracked.busy = true;
         let seen = tracked.seen.clone();
         let work = Work {
-            client: self.client.clone(),
-            front: self.front.clone(),
+            client: self.of.client.clone(),
+            front: self.of.front.clone(),
             objects: self.objects.clone(),
         };
         let (done, steps) = (self.done.0.clone(), self.steps.clone());
@@ -393,13 +472,16 @@ fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
-fn subject(seen: &Seen) -> Subject {
-    Subject {
-        kind: "Pod",
-        namespace: seen.name.namespace.clone(),
-        name: seen.name.name.clone(),
-        uid: seen.uid.clone(),
+fn name_of(pod: &Pod) -> PodName {
+    let meta = &pod.metadata;
+    PodName {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
     }
+}
+
+fn subject_of(name: PodName, uid: String) -> Subject {
+    Subject { kind: "Pod", namespace: name.namespace, name: name.name, uid }
 }
 
 async fn sleep_until(at: Option<Instant>) {

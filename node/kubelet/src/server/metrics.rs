@@ -174,15 +174,16 @@ impl Metrics {
     /// It took this long.
     pub fn observe(&self, metric: &'static Metric, labels: Labels<'_>, took: Duration) {
         let took = took.as_secs_f64();
-        self.change(metric, labels, |series| match (series, metric.kind) {
-            (Series::Buckets { counts, sum, all }, Kind::Histogram(bounds)) => {
+        self.change(metric, labels, |series| {
+            if let (Series::Buckets { counts, sum, all }, Kind::Histogram(bounds)) =
+                (series, metric.kind)
+            {
                 for (count, bound) in counts.iter_mut().zip(bounds) {
                     *count += u64::from(took <= *bound);
                 }
                 *sum += took;
                 *all += 1;
             }
-            _ => {}
         });
     }
 

@@ -322,7 +322,7 @@ impl<R: AsyncRead + Unpin> Reading<'_, R> {
     }
 
     async fn opened(&mut self, id: u32, flags: u8, headers: Headers) -> io::Result<()> {
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             return Err(breach("a client's stream with a server's id"));
         }
         if id <= self.newest {

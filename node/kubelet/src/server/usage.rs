@@ -213,7 +213,7 @@ fn memory(meminfo: &str) -> Memory {
 
 fn boot_time() -> Option<Timestamp> {
     let uptime = rustix::system::sysinfo().uptime;
-    let seconds = Timestamp::now().as_second().checked_sub(i64::try_from(uptime).ok()?)?;
+    let seconds = Timestamp::now().as_second().checked_sub(uptime)?;
     Timestamp::from_second(seconds).ok()
 }
 

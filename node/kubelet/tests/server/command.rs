@@ -312,6 +312,10 @@ async fn attach_shows_what_is_written_from_now_on_until_the_run_is_over() {
     let path = "/attach/default/web/app?output=1&error=1";
     let mut socket = open(&bench, path, Some("v4.channel.k8s.io")).await;
 
+    while bench.pods.asked.lock().expect("no panic").is_empty() {
+        tokio::task::yield_now().await;
+    }
+
     let far = 4_000_000_000;
     let mut said = line(far, "bad");
     said.stderr = true;

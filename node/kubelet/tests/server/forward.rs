@@ -251,6 +251,7 @@ async fn a_connection_that_the_client_breaks_off_is_broken_off_at_the_pod() {
     let silent = answering(move |mut stream| {
         let ended = ended.clone();
         async move {
+            let _ = stream.write_all(b"welcome").await;
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             ended.send(rest).await.expect("awaited");
@@ -261,6 +262,7 @@ async fn a_connection_that_the_client_breaks_off_is_broken_off_at_the_pod() {
     let mut client = spdy(&bench, "POST", FORWARD, V1).await;
     client.pair(1, "80").await;
     client.data(3, b"x", false).await;
+    client.until(3, |it| it.data == b"welcome").await;
 
     client.control(3, 0, &[3u32.to_be_bytes(), 5u32.to_be_bytes()].concat()).await;
 
