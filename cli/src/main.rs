@@ -82,8 +82,8 @@ fn log(global: &Global, is_agent: bool) {
         (0, true) | (1, false) => "info",
         _ => "debug",
     };
-    // It logs what it returns, and what is returned is told.
-    let level = format!("{level},rustls_platform_verifier=off");
+    // They log what they return, and what is returned is told.
+    let level = format!("{level},rustls_platform_verifier=off,kube_client::client::builder=off");
     let filter = EnvFilter::try_from_env("COPEPOD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match global.log_format {

@@ -89,8 +89,8 @@ impl Heartbeat {
         loop {
             let there = node.borrow_and_update().clone();
             if let Some(there) = &there {
-                if !started {
-                    started = true;
+                // Whoever only waits for its podCIDR begins anew when it has one.
+                if !started && beating.of.pod_cidrs.is_some() {
                     let event = NodeEvent {
                         warning: false,
                         reason: "Starting",
@@ -98,6 +98,7 @@ impl Heartbeat {
                     };
                     beating.tell(there, &[event]).await;
                 }
+                started = true;
                 let now = state.borrow_and_update().clone();
                 beating.look(there.clone(), &now).await;
             } else if started {

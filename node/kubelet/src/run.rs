@@ -134,7 +134,7 @@ pub async fn identify(settings: &NodeSettings) -> Result<Identity, NodeError> {
     match (identity::of_settings(settings, Timestamp::now()).await, &settings.bootstrap_kubeconfig)
     {
         (Err(error), Some(with)) if error.asks_for_bootstrap() => {
-            info!("{error}");
+            info!(because = %error, "the node has no identity yet");
             bootstrap(settings, with).await?;
             Ok(identity::of_settings(settings, Timestamp::now()).await?)
         }

@@ -111,6 +111,9 @@ fn of_io(error: &io::Error, server: &http::Uri) -> Option<String> {
 }
 
 fn of_tls(error: &rustls::Error, server: &http::Uri) -> String {
+    if matches!(error, rustls::Error::InconsistentKeys(_)) {
+        return "the client key of the kubeconfig is not its client certificate's: give both from one pair".into();
+    }
     let why = match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
@@ -133,9 +136,6 @@ fn of_tls(error: &rustls::Error, server: &http::Uri) -> String {
         }
         rustls::Error::InvalidMessage(_) => {
             "it does not speak TLS on this port: is the port right?"
-        }
-        rustls::Error::InconsistentKeys(_) => {
-            "the client key is not the client certificate's: give both from one pair"
         }
         _ => "the secure connection fails",
     };
