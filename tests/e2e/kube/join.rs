@@ -2,6 +2,9 @@
 //!
 //! Absent: pods on it.
 
+// A failed test tells what its node said.
+#![allow(clippy::print_stderr)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
@@ -41,11 +44,7 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            // A failed test tells what its node said.
-            #[allow(clippy::print_stderr)]
-            {
-                eprintln!("{}", self.log());
-            }
+            eprintln!("{}", self.log());
         }
     }
 }
