@@ -2,11 +2,7 @@
 //!
 //! Absent: pods on it.
 
-// A failed test tells what its node said.
-#![allow(clippy::print_stderr)]
-
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
 
 use ::kube::Api;
 use copepod_tests::cluster::identity::Identity;
@@ -18,40 +14,7 @@ use k8s_openapi::api::core::v1::{Event, Node};
 use serde_json::{Value, json};
 
 use super::api::{client, wait};
-
-/// `copepod node` while this lives.
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    fn start(node: &OurNode, arguments: &[&str]) -> Self {
-        let log = node.scratch().join("node.log");
-        let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log");
-        let mut command = node.copepod(&["node"]);
-        command.args(arguments).stdout(Stdio::null()).stderr(file);
-        Self { child: command.spawn().expect("the built program starts"), log }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a test's paths are text")
-}
+use super::running::{Running, text};
 
 /// The Node object, once it is as `condition` says.
 fn told(cluster: &Cluster, name: &str, what: &str, condition: impl Fn(&Node) -> bool) -> Node {

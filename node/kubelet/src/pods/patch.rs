@@ -39,20 +39,27 @@ pub fn patch(seen: &Seen, ours: &PodStatus) -> Option<Value> {
             (None, _) => {}
         }
     }
-    let known = |condition: &Value| {
-        there
-            .get("conditions")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .any(|it| it == condition)
-    };
+    let there = there.get("conditions").and_then(Value::as_array);
+    let before = |kind: &Value| there.into_iter().flatten().find(|it| it["type"] == *kind);
     let conditions = target.get("conditions").and_then(Value::as_array).into_iter().flatten();
-    let changed: Vec<_> = conditions.filter(|it| !known(it)).cloned().collect();
+    let changed: Vec<_> = conditions
+        .filter(|it| before(&it["type"]) != Some(it))
+        .map(|it| without_leftovers(it.clone(), before(&it["type"])))
+        .collect();
     if !changed.is_empty() {
         status.insert("conditions".into(), changed.into());
     }
     (!status.is_empty()).then(|| json!({ "metadata": { "uid": seen.uid }, "status": status }))
+}
+
+/// The condition with its gone fields set back: a merge would leave what it does not name.
+fn without_leftovers(mut condition: Value, before: Option<&Value>) -> Value {
+    for field in ["reason", "message"] {
+        if condition.get(field).is_none() && before.is_some_and(|it| it.get(field).is_some()) {
+            condition[field] = Value::Null;
+        }
+    }
+    condition
 }
 
 /// Whether the write cannot wait for what may come with it: who routes requests or waits for an end wants to know at once.
@@ -181,6 +188,22 @@ mod tests {
         let ours = json!({ "phase": "Running", "conditions": [ready(LATER, "True")] });
 
         assert_eq!(patch(&seen(there), &status(ours)), None);
+    }
+
+    #[test]
+    fn a_reason_that_no_longer_holds_is_set_back() {
+        let mut unready = ready(EARLIER, "False");
+        unready["reason"] = json!("ContainersNotReady");
+        unready["message"] = json!("containers with unready status: [app]");
+        let there = json!({ "phase": "Running", "observedGeneration": 3, "conditions": [unready] });
+        let ours = json!({ "phase": "Running", "conditions": [ready(LATER, "True")] });
+
+        let patch = patch(&seen(there), &status(ours)).expect("a patch");
+
+        let mut wanted = ready(LATER, "True");
+        wanted["reason"] = Value::Null;
+        wanted["message"] = Value::Null;
+        assert_eq!(patch["status"]["conditions"], json!([wanted]));
     }
 
     #[test]

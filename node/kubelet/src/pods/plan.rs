@@ -138,7 +138,7 @@ impl Tracked {
     fn write(&self, seen: &Seen, now: Instant) -> Step {
         let Some(status) = &self.status else { return Step::Rest };
         let Some(patch) = patch::patch(seen, status) else { return Step::Rest };
-        let ready = self.changed.unwrap_or(now) + HOLD;
+        let ready = self.changed.map_or(now, |changed| changed + HOLD);
         if ready > now && !patch::is_urgent(seen, status) {
             Step::Wait(ready)
         } else {
@@ -271,6 +271,15 @@ mod tests {
 
         pod.status.as_mut().expect("one").phase = Some("Failed".into());
         assert!(matches!(pod.next(true, now), Step::Write(_)), "an end is told at once");
+    }
+
+    #[test]
+    fn what_was_not_changed_just_now_is_written_without_a_pause() {
+        let refused = Local::Refused { generation: Some(1) };
+        let mut pod = tracked(Some(seen("Pending", None)), refused, Some("Pending"));
+        pod.status.as_mut().expect("one").message = Some("spec.hostPID: leave it out".into());
+
+        assert!(matches!(next(&pod), Step::Write(_)));
     }
 
     #[test]

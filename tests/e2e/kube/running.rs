@@ -1,0 +1,224 @@
+//! A node of a test's own in the tests' cluster.
+//!
+//! Absent: the machine it stands for, which is this one for all of them; their pods' addresses differ.
+
+// A failed test tells what its node said.
+#![allow(clippy::print_stderr)]
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use copepod_tests::cluster::identity::Identity;
+use copepod_tests::cluster::{Cluster, shared};
+use copepod_tests::node::Node as OurNode;
+use copepod_tests::wait::{until, until_it_is};
+use serde_json::{Value, json};
+
+/// `copepod node` while this lives.
+pub(crate) struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts one with a port of its own for the kubelet's API.
+    pub(crate) fn start(node: &OurNode, arguments: &[&str]) -> Self {
+        let log = node.scratch().join("node.log");
+        let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log");
+        let mut command = node.copepod(&["node"]);
+        command.args(arguments).args(["--port", &free_port().to_string()]);
+        command.stdout(Stdio::null()).stderr(file);
+        Self { child: command.spawn().expect("the built program starts"), log }
+    }
+
+    /// What it said so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let any = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
+    any.local_addr().expect("bound").port()
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a test's paths are text")
+}
+
+/// A node of the shared cluster, whose pods say by a node selector that they are its.
+pub(crate) struct Joined {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) name: String,
+    /// A namespace of the test's own, named as the node.
+    pub(crate) node: OurNode,
+    running: Option<Running>,
+}
+
+impl Joined {
+    /// Starts a node that has these guests' images, and waits until it is ready.
+    pub(crate) fn start(name: &str, guests: &[&str]) -> Self {
+        let (cluster, node) = (shared(), OurNode::new());
+        node.load(guests);
+        cluster.namespace(name);
+        let mut joined = Self { cluster, name: name.to_owned(), node, running: None };
+        joined.begin(&[]);
+        joined
+    }
+
+    /// Starts the node's process, again where it was killed, and waits until the cluster takes it for ready.
+    pub(crate) fn begin(&mut self, more: &[&str]) {
+        let kubeconfig =
+            self.cluster.kubeconfig(&Identity::node(&self.name)).expect("a kubeconfig");
+        let authority = self.node.write("authority.pem", self.cluster.authority().certificate());
+        let arguments = [
+            "--kubeconfig",
+            text(&kubeconfig),
+            "--node-name",
+            &self.name,
+            "--client-ca-file",
+            &authority,
+        ];
+        self.running = Some(Running::start(&self.node, &[&arguments, more].concat()));
+        let ready = |node: &Value| {
+            node["status"]["conditions"].as_array().is_some_and(|all| {
+                all.iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
+            })
+        };
+        let get = || self.get("node", &self.name);
+        until_it_is("the node to be ready", get, ready, |node| node["status"].to_string());
+    }
+
+    /// Approves the certificate that the kubelet's API asks for, as an administrator does.
+    pub(crate) fn approve_serving(&self) {
+        let user = format!("system:node:{}", self.name);
+        let request = until("a request for a serving certificate", || {
+            let signer = "spec.signerName=kubernetes.io/kubelet-serving";
+            let listed =
+                self.cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
+            let list: Value = serde_json::from_str(&listed).ok()?;
+            let all = list["items"].as_array()?.clone();
+            let own = all.into_iter().find(|it| it["spec"]["username"] == user.as_str())?;
+            own["metadata"]["name"].as_str().map(str::to_owned)
+        });
+        self.cluster.ok(&["certificate", "approve", &request]);
+        until("the serving certificate", || {
+            self.node.data().join("pki/serving.pem").is_file().then_some(())
+        });
+    }
+
+    /// Kills the node's process; its pods go on.
+    pub(crate) fn kill(&mut self) {
+        self.running = None;
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.running.as_ref().map(Running::log).unwrap_or_default()
+    }
+
+    /// An object as it is now; null where there is none.
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
+        let told = self.cluster.kubectl(&[
+            "--namespace",
+            &self.name,
+            "get",
+            kind,
+            name,
+            "--output",
+            "json",
+        ]);
+        serde_json::from_str(&told.stdout).unwrap_or_default()
+    }
+
+    /// All pods of the test.
+    pub(crate) fn pods(&self) -> Vec<Value> {
+        let told = self.kubectl(&["get", "pods", "--output", "json"]);
+        let list: Value = serde_json::from_str(&told).expect("JSON");
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// kubectl in the test's namespace; it must succeed.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        self.cluster.ok(&[&["--namespace", &self.name], arguments].concat())
+    }
+
+    /// Applies objects in the test's namespace; pods among them, and those of templates, are this node's.
+    pub(crate) fn apply(&self, objects: &[Value]) {
+        let here = |mut object: Value| {
+            object["metadata"]["namespace"] = json!(self.name);
+            let spec = match object["kind"].as_str() {
+                Some("Pod") => Some(&mut object["spec"]),
+                Some("Deployment" | "Job" | "DaemonSet") => {
+                    Some(&mut object["spec"]["template"]["spec"])
+                }
+                _ => None,
+            };
+            if let Some(spec) = spec {
+                spec["nodeSelector"] = json!({ "kubernetes.io/hostname": self.name });
+            }
+            object
+        };
+        self.cluster.apply(&objects.iter().cloned().map(here).collect::<Vec<_>>());
+    }
+
+    /// Waits until a pod is as `condition` says; the pod.
+    pub(crate) fn wait(&self, pod: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        until_it_is(
+            &format!("pod {pod} to be {what}"),
+            || self.get("pod", pod),
+            condition,
+            |pod| format!("{}\n{}", pod["status"], self.log()),
+        )
+    }
+
+    /// Waits until so many pods of the test are ready; they.
+    pub(crate) fn wait_ready(&self, count: usize) -> Vec<Value> {
+        until_it_is(
+            &format!("{count} pods to be ready"),
+            || self.pods(),
+            |pods| pods.len() == count && pods.iter().all(copepod_tests::node::is_ready),
+            |pods| {
+                let statuses: Vec<_> = pods.iter().map(|pod| pod["status"].to_string()).collect();
+                format!("{}\n{}", statuses.join("\n"), self.log())
+            },
+        )
+    }
+
+    /// Refusals that the API server gave the node.
+    pub(crate) fn denials(&self) -> Vec<String> {
+        let user = format!("system:node:{}", self.name);
+        let told = self.cluster.denials(&user);
+        told.iter().map(|it| format!("{} {} {}", it.verb(), it.resource(), it.name())).collect()
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        let delete = ["delete", "namespace", &self.name, "--wait=false"];
+        self.cluster.kubectl(&delete);
+        self.cluster.kubectl(&["delete", "node", &self.name, "--wait=false"]);
+        self.running = None;
+    }
+}
+
+/// An address of a pod's port.
+pub(crate) fn address(pod: &Value, port: u16) -> SocketAddr {
+    let ip = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok());
+    SocketAddr::new(ip.expect("a pod's address"), port)
+}
