@@ -23,7 +23,7 @@ pub mod layout {
     pub const RO: &str = "/ro";
     /// The certificates of the authorities that the node trusts, in PEM, for guests' `https` requests; missing where it has none.
     pub const AUTHORITIES: &str = "/ro/ca-certificates.crt";
-    /// What the runner writes: one folder per pod UID (emptyDirs, termination messages).
+    /// What guests write: one folder per pod UID, with its emptyDirs.
     pub const RW: &str = "/rw";
     /// Pod log directories, one per pod UID; the agent opens nothing in them but beneath and without links.
     pub const LOGS: &str = "/logs";
@@ -31,6 +31,8 @@ pub mod layout {
     pub const MNT: &str = "/mnt";
     /// Exit records that nobody acknowledged yet.
     pub const EXITS: &str = "/state/exits";
+    /// Termination messages: one folder per pod UID, which the runner makes with the first guest that looks, and removes with the pod.
+    pub const WORDS: &str = "/state/words";
 }
 
 /// Protocol versions, both inclusive.
@@ -264,7 +266,7 @@ pub struct StartContainer {
     pub http: HttpSettings,
     /// The current log file, e.g. `/logs/<uid>/app/0.log`; made on the first byte.
     pub log: String,
-    /// A file that the guest may leave its last words in, e.g. `/rw/<uid>/app/termination`; read by the agent at exit.
+    /// Where the runner puts what the guest says last, e.g. `/state/words/<uid>/app/0`; read by the agent at exit.
     pub termination_log: String,
     /// The guest path of `terminationMessagePath`; its directory shows the one file.
     pub termination_path: String,

@@ -72,6 +72,31 @@ fn last_words_in_the_termination_file_are_the_message() {
 }
 
 #[test]
+fn a_run_that_says_nothing_is_not_quoted_with_the_last_words_of_the_run_before() {
+    let node = Node::new();
+    node.load(&["probe-p1"]);
+    let script = [
+        "cannot-read /shared/first",
+        "append /shared/first x",
+        "write /dev/termination-log said once",
+        "exit 7",
+    ];
+    let shared = json!([{ "name": "shared", "mountPath": "/shared" }]);
+    let again = pod("again", [probe1(&script).with("/volumeMounts", shared)])
+        .with("/spec/restartPolicy", json!("OnFailure"))
+        .with("/spec/volumes", json!([{ "name": "shared", "emptyDir": {} }]));
+    node.start(&[again]);
+
+    let again = node.wait_for("again", "ended twice", |pod| {
+        let code = status(pod, "probe")["lastState"]["terminated"]["exitCode"].as_i64();
+        code.is_some_and(|code| code != 7)
+    });
+
+    let second = &status(&again, "probe")["lastState"]["terminated"];
+    assert_eq!(second["message"].as_str().unwrap_or_default(), "", "{second}");
+}
+
+#[test]
 fn a_guest_that_floods_its_termination_file_is_quoted_by_its_end_and_makes_nothing_beside_it() {
     let node = Node::new();
     node.load(&["probe"]);

@@ -230,9 +230,9 @@ impl World {
         image
     }
 
-    /// Where in the runner's root a container's last words are: beside the emptyDirs, out of every mount but its own.
-    pub(crate) fn termination_log(&self, container: &str) -> String {
-        format!("{}/{}/.termination/{container}/message", protocol::layout::RW, self.uid)
+    /// Where in the runner's root the last words of one attempt of a container are.
+    pub(crate) fn termination_log(&self, container: &str, attempt: u32) -> String {
+        format!("{}/{}/{container}/{attempt}", protocol::layout::WORDS, self.uid)
     }
 
     /// A runner's report of an exit, with the message that the container's policy asks for; `root` is the root of its tree.
@@ -243,8 +243,8 @@ impl World {
         exit: protocol::Exit,
     ) -> ExitRecord {
         let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
-        let mut message =
-            read_beneath(root, &self.termination_log(&id.container)).unwrap_or_default();
+        let last_words = self.termination_log(&id.container, id.attempt);
+        let mut message = read_beneath(root, &last_words).unwrap_or_default();
         if message.is_empty() {
             message = exit.message;
         }

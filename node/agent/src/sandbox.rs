@@ -164,12 +164,7 @@ fn make_folders(world: &World, root: &Path, uid: u32) -> io::Result<()> {
     if let Some(all) = world.logs.parent() {
         std::fs::create_dir_all(all)?;
     }
-    folder(&world.logs, 0o700, uid)?;
-    folder(&rw.join(".termination"), 0o755, 0)?;
-    for name in world.container_names() {
-        folder(&rw.join(".termination").join(&name), 0o700, uid)?;
-    }
-    Ok(())
+    folder(&world.logs, 0o700, uid)
 }
 
 /// Where in the runner's root a volume's folder is.
@@ -501,7 +496,7 @@ pub(crate) async fn start_request(
             timeout_ms: u64::try_from(options.http_timeout.as_millis()).unwrap_or(u64::MAX),
         },
         log: format!("{}/{}/{container}/{attempt}.log", layout::LOGS, world.uid),
-        termination_log: world.termination_log(container),
+        termination_log: world.termination_log(container, attempt),
         termination_path: spec
             .termination_message_path
             .clone()

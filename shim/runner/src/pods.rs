@@ -5,7 +5,7 @@
 //! ```
 //! Absent: restarts, probes and hooks, which are the agent's; sockets and framing ([`crate::server`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -38,6 +38,7 @@ use crate::exit::End;
 use crate::guest::Stdio;
 use crate::http;
 use crate::http::tls::Trust;
+use crate::last_words;
 use crate::publish;
 use crate::records::Records;
 use crate::root::Root;
@@ -145,6 +146,8 @@ impl Pods {
         door: Option<Arc<Door>>,
     ) -> anyhow::Result<Arc<Self>> {
         let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
+        let recorded: HashSet<_> = records.all().into_iter().map(|(id, _)| id.pod).collect();
+        last_words::sweep(&root, |pod| recorded.contains(pod));
         Ok(Arc::new(Self {
             engines: Engines::new(root.clone(), salt).map_err(anyhow::Error::from)?,
             trust: Trust::new(&root),
@@ -433,6 +436,7 @@ impl Pods {
             }
             removed.net.close_all();
         }
+        last_words::remove(&self.root, pod);
         self.records.forget(pod);
         Answer::Done
     }

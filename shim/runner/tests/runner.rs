@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{
-    Answer, AttemptState, ExecContainer, ExitReason, Failure, FromRunner, Request,
+    Answer, AttemptState, ExecContainer, ExitReason, Failure, FromRunner, Request, layout,
 };
 use support::*;
 
@@ -436,13 +436,20 @@ async fn last_words_are_where_the_agent_reads_them_when_it_hears_of_the_exit() {
     ));
     let mut agent = runner.connect_with_pod().await;
     let mut spec = container("app", &code, P1);
-    spec.termination_log = format!("/rw/{POD}/app/termination");
+    spec.termination_log = format!("{}/{POD}/app/0", layout::WORDS);
     spec.termination_path = "/dev/termination-log".into();
+    let words = runner.root().join(spec.termination_log.trim_start_matches('/'));
 
     assert_eq!(agent.run(&spec).await.code, 0);
 
-    let words = runner.root().join(format!("rw/{POD}/app/termination"));
-    assert_eq!(std::fs::read_to_string(words).expect("left"), "farewell");
+    assert_eq!(std::fs::read_to_string(&words).expect("left"), "farewell");
+    runner.crash_and_start_again();
+    let mut agent = runner.connect().await;
+    assert_eq!(std::fs::read_to_string(&words).expect("recorded, so kept"), "farewell");
+    let removed = agent.ask(Request::RemovePod { pod: POD.into() }).await;
+    assert_eq!(removed, Ok(Answer::Done));
+    let all = runner.root().join(layout::WORDS.trim_start_matches('/'));
+    assert_eq!(std::fs::read_dir(all).expect("there").count(), 0);
 }
 
 #[tokio::test]
@@ -664,7 +671,7 @@ async fn a_real_program_sees_its_arguments_environment_files_and_streams() {
         spec.env.push(("GREETING".into(), "hello world".into()));
         spec.mounts.push(mount("/data", "/rw/data", false));
         spec.mounts.push(mount("/config", "/ro/config", true));
-        spec.termination_log = format!("/rw/{POD}/{guest}/termination");
+        spec.termination_log = format!("{}/{POD}/{guest}/0", layout::WORDS);
         spec.termination_path = "/dev/termination-log".into();
         spec.args.extend(
             [
@@ -692,7 +699,7 @@ async fn a_real_program_sees_its_arguments_environment_files_and_streams() {
         let exit = agent.run(&spec).await;
 
         assert_eq!(exit.code, 0, "{:#?}", runner.lines(guest));
-        let words = runner.root().join(format!("rw/{POD}/{guest}/termination"));
+        let words = runner.root().join(spec.termination_log.trim_start_matches('/'));
         assert_eq!(std::fs::read_to_string(words).expect("left"), "bye");
         assert!(runner.lines(guest).contains(&"stderr F to stderr".to_owned()));
         std::fs::remove_dir(runner.root().join("rw/data/folder")).expect("removed");
