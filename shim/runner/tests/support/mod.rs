@@ -110,6 +110,15 @@ impl Runner {
             .collect()
     }
 
+    /// Its memory that is no file's.
+    pub(crate) fn anonymous_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("it is there");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("the kernel's line");
+        kib.parse::<u64>().expect("a number") << 10
+    }
+
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("asked").is_none()
     }
