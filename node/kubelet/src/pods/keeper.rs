@@ -74,8 +74,8 @@ enum Outcome {
     Taken,
     /// The node cannot run it.
     Refused { generation: Option<i64>, status: Box<PodStatus>, why: String },
-    /// The API server's new copy.
-    Written(Box<Pod>),
+    /// The API server's new copy, after this patch.
+    Written(Box<Pod>, serde_json::Value),
     /// Nothing else to know; the API server or the agent will tell.
     Made,
     /// The API server has no such pod any more, or another one of that name.
@@ -258,7 +258,11 @@ impl Keeper {
                     self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
                 }
             }
-            Outcome::Written(pod) => drop(self.see(*pod)),
+            Outcome::Written(pod, patch) => {
+                let version = Seen::version_of(&pod);
+                tracked.written = Some((patch, version));
+                self.see(*pod);
+            }
             Outcome::Gone => tracked.seen = None,
             Outcome::Made | Outcome::Failed(_) => {}
         }
@@ -421,10 +425,10 @@ impl Work {
         let name = &seen.name.name;
         let patched = self
             .pods(seen)
-            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
             .await;
         match patched {
-            Ok(pod) => Outcome::Written(Box::new(pod)),
+            Ok(pod) => Outcome::Written(Box::new(pod), patch),
             Err(error) if is_gone(&error) => Outcome::Gone,
             Err(error) => failed(&error),
         }

@@ -29,6 +29,9 @@ pub struct Tracked {
     pub status: Option<PodStatus>,
     /// When `status` last began to differ from the API's.
     pub changed: Option<Instant>,
+    /// What was last written, and the version of the pod that came of it: an API server that keeps something else than it was told is
+    /// not told again.
+    pub written: Option<(Value, u128)>,
     /// The grace that the agent was told to end it in.
     pub ending: Option<Duration>,
     /// A step that failed is not tried again before then.
@@ -87,6 +90,7 @@ impl Tracked {
             local: Local::Unknown,
             status: None,
             changed: None,
+            written: None,
             ending: None,
             not_before: None,
             failures: 0,
@@ -138,6 +142,13 @@ impl Tracked {
     fn write(&self, seen: &Seen, now: Instant) -> Step {
         let Some(status) = &self.status else { return Step::Rest };
         let Some(patch) = patch::patch(seen, status) else { return Step::Rest };
+        if self
+            .written
+            .as_ref()
+            .is_some_and(|(it, version)| (it, version) == (&patch, &seen.version))
+        {
+            return Step::Rest;
+        }
         let ready = self.changed.map_or(now, |changed| changed + HOLD);
         if ready > now && !patch::is_urgent(seen, status) {
             Step::Wait(ready)
@@ -271,6 +282,23 @@ mod tests {
 
         pod.status.as_mut().expect("one").phase = Some("Failed".into());
         assert!(matches!(pod.next(true, now), Step::Write(_)), "an end is told at once");
+    }
+
+    #[test]
+    fn what_the_api_server_does_not_keep_is_not_written_for_ever() {
+        let mut pod = tracked(Some(seen("Pending", None)), RUNS, Some("Running"));
+        let Step::Write(patch) = next(&pod) else { panic!("it differs") };
+
+        // The answer to the write: the same as before, in another version.
+        let mut answer = seen("Pending", None);
+        answer.version = 2;
+        pod.seen = Some(answer.clone());
+        pod.written = Some((patch, 2));
+        assert_eq!(next(&pod), Step::Rest);
+
+        answer.version = 3;
+        pod.seen = Some(answer);
+        assert!(matches!(next(&pod), Step::Write(_)), "somebody has changed the pod since");
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Seen {
         let seen = Self {
             name: PodName { namespace: meta.namespace.clone()?, name: meta.name.clone()? },
             uid: meta.uid.clone()?,
-            version: meta.resource_version.as_deref().and_then(|it| it.parse().ok()).unwrap_or(0),
+            version: 0,
             generation: meta.generation,
             deletion: meta.deletion_timestamp.is_some().then(|| {
                 let seconds = meta.deletion_grace_period_seconds.unwrap_or(0);
@@ -56,7 +56,13 @@ impl Seen {
                 .map(|owner| owner.kind.clone()),
             pod: None,
         };
-        Some(Self { pod: Some(Arc::new(pod)), ..seen })
+        Some(Self { version: Self::version_of(&pod), pod: Some(Arc::new(pod)), ..seen })
+    }
+
+    /// The number in a pod's `metadata.resourceVersion`; 0 where it is none.
+    pub fn version_of(pod: &Pod) -> u128 {
+        let version = pod.metadata.resource_version.as_deref();
+        version.and_then(|it| it.parse().ok()).unwrap_or(0)
     }
 
     /// Whether the API server has its last phase.
