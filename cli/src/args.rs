@@ -516,6 +516,7 @@ const NODE_EXAMPLES: &str = "\
 Examples:
   copepod node --kubeconfig /etc/copepod/kubeconfig --node-name edge-1
   copepod node --bootstrap-kubeconfig bootstrap.conf       with a bootstrap token: the node gets its own certificate
+  copepod node reset                                       ends what runs here and undoes what was changed
   copepod node --config /etc/copepod/node.yaml             the same settings as fields: kubeconfig, nodeName, nodeIPs, ...
 
 A flag wins over its environment variable (COPEPOD_NODE_...), and that over the file.";
@@ -524,6 +525,9 @@ A flag wins over its environment variable (COPEPOD_NODE_...), and that over the 
 #[derive(Clone, Debug, Default, Args)]
 #[command(after_help = NODE_EXAMPLES)]
 pub(crate) struct Node {
+    /// Something else than to be a node
+    #[command(subcommand)]
+    pub(crate) action: Option<NodeAction>,
     /// A file with these settings, YAML or JSON
     #[arg(long, env = "COPEPOD_NODE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -572,6 +576,14 @@ pub(crate) struct Node {
     /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
     #[arg(long, value_name = "OS")]
     pub(crate) node_os_label: Vec<String>,
+}
+
+/// What else is done about a node.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum NodeAction {
+    /// End what runs here and undo what the node has changed on this machine, once the node is drained and its process stopped
+    #[command(after_help = "Example:\n  copepod node reset --data-dir /var/lib/copepod")]
+    Reset,
 }
 
 const COMPLETION_EXAMPLES: &str = "\

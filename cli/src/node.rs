@@ -9,7 +9,7 @@ use copepod_agent::with_causes;
 use copepod_kubelet::NodeSettings;
 use copepod_kubelet::settings::{Given, KEYS, Key};
 
-use crate::args::Node;
+use crate::args::{Node, NodeAction};
 use crate::data_dir::{Surroundings, data_dir, is_root};
 use crate::exit;
 use crate::manifest::closest;
@@ -40,15 +40,18 @@ pub(crate) fn node(out: Out, asked: Option<&Path>, args: &Node) -> u8 {
     let data = data_dir(asked.as_deref(), &Surroundings::here());
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let given = |key| given(key, args, &variable, &file);
-    let settings = match NodeSettings::parse(data.clone(), &host_name, given) {
-        Ok(settings) => settings,
-        Err(error) => return refused(&error.to_string()),
-    };
-    let agent = match serve::settings(data, &variable) {
+    let agent = match serve::settings(data.clone(), &variable) {
         Ok(agent) => agent,
         Err(why) => return refused(&why),
     };
-    match copepod_kubelet::run(settings, agent) {
+    let done = match args.action {
+        Some(NodeAction::Reset) => copepod_kubelet::reset(agent),
+        None => match NodeSettings::parse(data, &host_name, given) {
+            Ok(settings) => copepod_kubelet::run(settings, agent),
+            Err(error) => return refused(&error.to_string()),
+        },
+    };
+    match done {
         Ok(()) => 0,
         Err(error) => {
             out.error(&with_causes(&error));

@@ -357,8 +357,10 @@ impl Drop for Node {
                 }
             }
         }
-        // One that was a cluster's node was killed: an agent by itself undoes what it made here.
-        if self.agent().is_some() || self.data().join("node.json").is_file() {
+        if self.data().join("node.json").is_file() {
+            let _ = self.copepod(&["node", "reset"]).output();
+        }
+        if self.agent().is_some() {
             let _ = self.copepod(&["stop", "--all", "--grace", "0"]).output();
             // It removes what it made, and goes.
             for _ in 0..LEAVING {

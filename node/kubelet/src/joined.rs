@@ -77,6 +77,20 @@ impl Joined {
         Ok(Some(joined))
     }
 
+    /// Forgets what was settled, where anything was: the node joins anew.
+    ///
+    /// # Errors
+    /// The disk says no.
+    pub fn forget(data: &Path) -> Result<(), JoinedError> {
+        let path = data.join(FILE);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(JoinedError::Io { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps it: whole, or not at all.
     ///
     /// # Errors

@@ -34,5 +34,5 @@ pub mod server;
 pub mod settings;
 pub mod trouble;
 
-pub use run::{NodeError, run};
+pub use run::{NodeError, reset, run};
 pub use settings::{NodeName, NodeSettings};

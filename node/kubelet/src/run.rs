@@ -106,6 +106,24 @@ pub fn run(settings: NodeSettings, agent: AgentConfig) -> Result<(), NodeError> 
     serve(settings, agent, joined)
 }
 
+/// Ends whatever runs on this machine of a node whose process was stopped, undoes what the node has changed here, and forgets where it
+/// belonged. The Node object and its pods in the API are their administrator's. To be called before the process has a second thread.
+///
+/// # Errors
+/// The node's process still runs; or a step that the machine refused.
+pub fn reset(agent: AgentConfig) -> Result<(), NodeError> {
+    let data = agent.data.clone();
+    // By itself, an agent without pods undoes what it made, and leaves.
+    run_agent(agent, |front| {
+        tokio::spawn(async move {
+            for uid in front.known().await.into_keys() {
+                front.forget(&uid).await;
+            }
+        });
+    })?;
+    Ok(Joined::forget(&data)?)
+}
+
 /// Executes this program anew, with the same arguments, in this process. It returns only where that fails.
 fn again() -> io::Error {
     let mut arguments = std::env::args_os();

@@ -263,3 +263,20 @@ fn what_a_pod_refers_to_may_come_after_it() {
     let over = node.wait("reader", "over", is_over);
     assert_eq!(over["status"]["phase"], "Succeeded", "{}", over["status"]);
 }
+
+#[test]
+fn a_node_that_is_reset_leaves_nothing_on_the_machine() {
+    let mut node = Joined::start("pods-reset", &["hello-http"]);
+    node.apply(&[deployment("hello", 1, container("app", "hello-http"))]);
+    let pods = node.wait_ready(1);
+    let busy = node.node.run(&["node", "reset"]);
+    assert!(busy.stderr.contains("another agent is at work"), "{}", busy.stderr);
+    assert!(answers(&pods[0]));
+
+    node.kill();
+    node.node.ok(&["node", "reset"]);
+
+    let left = copepod_tests::host::leftovers(&node.node.mark());
+    assert_eq!(left, Vec::<String>::new());
+    assert!(!node.node.data().join("node.json").exists());
+}
