@@ -549,7 +549,7 @@ pub(crate) struct Node {
     /// The port of the kubelet's API [default: 10250]
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Vec<String>,
-    /// The authorities whose client certificates the kubelet's API takes
+    /// The authorities whose client certificates the kubelet's API takes [default: the kubeconfig's]
     #[arg(long, value_name = "FILE")]
     pub(crate) client_ca_file: Vec<String>,
     /// Taints of a node that is new to the cluster, as key=value:NoSchedule
@@ -573,6 +573,9 @@ pub(crate) struct Node {
     /// What the node keeps for itself, as cpu=500m,memory=1Gi [default: memory=512Mi and a tenth of the disk]
     #[arg(long, value_name = "RESOURCES")]
     pub(crate) system_reserved: Vec<String>,
+    /// Folders of this machine beneath which pods may mount by hostPath [default: none]
+    #[arg(long, value_name = "FOLDERS")]
+    pub(crate) allow_host_path: Vec<String>,
     /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
     #[arg(long, value_name = "OS")]
     pub(crate) node_os_label: Vec<String>,

@@ -94,6 +94,7 @@ fn of_flag<'a>(args: &'a Node, flag: &str) -> &'a [String] {
         "cluster-dns" => &args.cluster_dns,
         "cluster-domain" => &args.cluster_domain,
         "system-reserved" => &args.system_reserved,
+        "allow-host-path" => &args.allow_host_path,
         "node-os-label" => &args.node_os_label,
         _ => &[],
     }

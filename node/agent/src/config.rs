@@ -48,6 +48,8 @@ pub struct ClusterNode {
     pub name: String,
     /// `status.hostIPs`, the node's own family first.
     pub ips: Vec<IpAddr>,
+    /// Folders of the machine beneath which pods may mount; absolute, without `..`.
+    pub host_paths: Vec<PathBuf>,
     /// TCP ports of the node that no pod reaches: the kubelet's.
     pub denied_ports: Vec<u16>,
     /// Whether pods reach what is outside of their cluster under the node's address.

@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -252,6 +253,12 @@ impl Owner {
         if uid.is_empty() || self.pods.contains_key(&uid) {
             return Ok(());
         }
+        if let Some(node) = &self.performer.config.cluster {
+            let refused = refused_host_paths(&pod, &node.host_paths);
+            if !refused.is_empty() {
+                return Err(refused);
+            }
+        }
         let now = Timestamp::now();
         let life = PodLife::admit(pod, &NodeCeilings::default(), now)
             .map_err(|refusals| refusals.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -282,6 +289,24 @@ impl Owner {
         touched.insert(uid);
         Ok(())
     }
+}
+
+/// What a pod wants to mount of the machine and may not: anything not beneath `allowed`.
+fn refused_host_paths(pod: &Pod, allowed: &[PathBuf]) -> Vec<String> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).enumerate();
+    let wanted =
+        volumes.filter_map(|(i, volume)| Some((i, Path::new(&volume.host_path.as_ref()?.path))));
+    let is_plain = |path: &Path| path.components().all(|it| it != Component::ParentDir);
+    wanted
+        .filter(|(_, path)| !is_plain(path) || !allowed.iter().any(|it| path.starts_with(it)))
+        .map(|(i, path)| {
+            format!(
+                "spec.volumes[{i}].hostPath.path: {} is not beneath a folder that this node lets pods into (--allow-host-path); use \
+                 another volume, or ask the node's administrator",
+                path.display()
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -331,5 +356,26 @@ mod tests {
         board.put("a", news("Pending", &[]));
 
         assert_eq!(waiting.await.expect("ended"), 1);
+    }
+
+    #[test]
+    fn a_pod_mounts_of_the_machine_only_what_lies_beneath_an_allowed_folder() {
+        let pod = |path: &str| -> Pod {
+            let volumes = serde_json::json!([{ "name": "v", "hostPath": { "path": path } }]);
+            serde_json::from_value(
+                serde_json::json!({ "spec": { "containers": [], "volumes": volumes } }),
+            )
+            .expect("a pod")
+        };
+        let allowed = [PathBuf::from("/srv/data")];
+
+        for taken in ["/srv/data", "/srv/data/a"] {
+            assert!(refused_host_paths(&pod(taken), &allowed).is_empty(), "{taken}");
+        }
+        for refused in ["/", "/srv", "/srv/database", "/srv/data/../../etc", "etc"] {
+            let why = refused_host_paths(&pod(refused), &allowed);
+            assert!(why[0].starts_with("spec.volumes[0].hostPath.path: "), "{why:?}");
+        }
+        assert_eq!(refused_host_paths(&pod("/srv/data"), &[]).len(), 1, "none by default");
     }
 }

@@ -19,6 +19,7 @@ use copepod_domain::Cidr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -264,6 +265,7 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         cluster: Some(ClusterNode {
             name: settings.node_name.to_string(),
             ips: addresses.clone(),
+            host_paths: settings.host_paths.clone(),
             denied_ports: vec![settings.port],
             masquerade: settings.masquerade == Masquerade::Auto,
             masquerade_exceptions: Vec::new(),
@@ -296,6 +298,8 @@ impl Side {
     /// Stands for the node in its cluster until the node's heart stops, which it does not.
     async fn stand(self, front: Front) -> Result<(), NodeError> {
         let Self { settings, identity, joined, addresses, machine } = self;
+        // As a kubeadm cluster has it, whoever vouches for the API server vouches for its clients.
+        let cluster_authorities = identity.config.root_cert.clone().unwrap_or_default();
         let connection = Connection::new(identity.config);
         let server = connection.server();
         let bad = |error: kube::Error| NodeError::Credentials(explain(&error, &server));
@@ -312,7 +316,9 @@ impl Side {
         tokio::spawn(rotation::client(connection.clone(), settings.clone()));
         let authorities = match &settings.client_ca_file {
             Some(file) => ClientAuthorities::file(file),
-            None => ClientAuthorities::fixed(Vec::new()),
+            None => ClientAuthorities::fixed(
+                cluster_authorities.into_iter().map(CertificateDer::from).collect(),
+            ),
         };
         let book = Arc::new(Book::default());
         let listen = SocketAddr::new(unspecified(&addresses), settings.port);

@@ -49,6 +49,7 @@ keys! {
     CLUSTER_DNS "cluster-dns" "COPEPOD_NODE_CLUSTER_DNS" "clusterDNS"
     CLUSTER_DOMAIN "cluster-domain" "COPEPOD_NODE_CLUSTER_DOMAIN" "clusterDomain"
     RESERVED "system-reserved" "COPEPOD_NODE_SYSTEM_RESERVED" "systemReserved"
+    HOST_PATHS "allow-host-path" "COPEPOD_NODE_ALLOW_HOST_PATH" "allowHostPaths"
     OS_LABEL "node-os-label" "COPEPOD_NODE_OS_LABEL" "nodeOSLabel"
 }
 
@@ -88,7 +89,7 @@ pub struct NodeSettings {
     pub pod_cidr: Option<Cidr>,
     /// The port of the kubelet's API: 10250 unless set.
     pub port: u16,
-    /// The authorities whose client certificates the kubelet's API takes. None: tokens only.
+    /// The authorities whose client certificates the kubelet's API takes. None: the kubeconfig's.
     pub client_ca_file: Option<PathBuf>,
     /// Taints of a Node object that is made anew.
     pub taints: Vec<Taint>,
@@ -104,6 +105,8 @@ pub struct NodeSettings {
     pub cluster_domain: String,
     /// What the node keeps for itself.
     pub reserved: Reserved,
+    /// Folders of the machine beneath which pods may mount: none unless set.
+    pub host_paths: Vec<PathBuf>,
     /// The value of the label `kubernetes.io/os`.
     pub os_label: OsLabel,
 }
@@ -257,6 +260,9 @@ impl NodeSettings {
                 .one(CLUSTER_DOMAIN, domain)?
                 .unwrap_or_else(|| "cluster.local".into()),
             reserved: reader.whole(RESERVED, reserved)?.unwrap_or_default(),
+            host_paths: reader
+                .whole(HOST_PATHS, |all| all.iter().map(|it| folder(it)).collect())?
+                .unwrap_or_default(),
             os_label: reader.one(OS_LABEL, os_label)?.unwrap_or_default(),
             data,
         })
@@ -302,6 +308,18 @@ impl<F: Fn(Key) -> Option<Given>> Reader<'_, F> {
 
 fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a file's path is missing".into()) } else { Ok(text.into()) }
+}
+
+fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_plain = path.components().all(|it| !matches!(it, std::path::Component::ParentDir));
+    if path.is_absolute() && is_plain {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{text:?} is no folder that pods can be let into; write an absolute path without .."
+        ))
+    }
 }
 
 fn port(text: &str) -> Result<u16, String> {

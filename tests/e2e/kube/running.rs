@@ -86,15 +86,7 @@ impl Joined {
     pub(crate) fn begin(&mut self, more: &[&str]) {
         let kubeconfig =
             self.cluster.kubeconfig(&Identity::node(&self.name)).expect("a kubeconfig");
-        let authority = self.node.write("authority.pem", self.cluster.authority().certificate());
-        let arguments = [
-            "--kubeconfig",
-            text(&kubeconfig),
-            "--node-name",
-            &self.name,
-            "--client-ca-file",
-            &authority,
-        ];
+        let arguments = ["--kubeconfig", text(&kubeconfig), "--node-name", &self.name];
         self.running = Some(Running::start(&self.node, &[&arguments, more].concat()));
         let ready = |node: &Value| {
             node["status"]["conditions"].as_array().is_some_and(|all| {
