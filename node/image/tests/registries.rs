@@ -58,7 +58,7 @@ async fn the_older_wasm_media_types_are_told_by_their_bytes() {
 
 fn container_layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar =
-        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best()));
     for (path, bytes) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
