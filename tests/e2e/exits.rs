@@ -77,6 +77,7 @@ fn a_run_that_says_nothing_is_not_quoted_with_the_last_words_of_the_run_before()
     node.load(&["probe-p1"]);
     let script = [
         "cannot-read /shared/first",
+        "end-if-failed",
         "append /shared/first x",
         "write /dev/termination-log said once",
         "exit 7",

@@ -50,6 +50,8 @@ fn run(statement: &str, failed: u32) -> Finding {
         // Ends the script.
         "exit" if failed > 0 => exit(FAILED),
         "exit" => exit(number(rest)?),
+        "end-if-failed" if failed > 0 => exit(FAILED),
+        "end-if-failed" => Ok(()),
         // The statement after the number, so many times; it stops at the first failure.
         "repeat" => {
             let (count, statement) = two(rest)?;
