@@ -156,12 +156,11 @@ impl Keeper {
         match event {
             watcher::Event::Init => self.listing = Some(HashSet::new()),
             watcher::Event::InitApply(pod) => {
-                if let Some(uid) = self.see(pod) {
-                    if let Some(listing) = &mut self.listing {
-                        listing.insert(uid.clone());
-                    }
-                    touched.insert(uid);
+                // Also where the list is older than what an answer to a write told: it is there.
+                if let (Some(listing), Some(uid)) = (&mut self.listing, &pod.metadata.uid) {
+                    listing.insert(uid.clone());
                 }
+                touched.extend(self.see(pod));
             }
             watcher::Event::InitDone => {
                 let listing = self.listing.take().unwrap_or_default();
@@ -257,11 +256,15 @@ impl Keeper {
                     };
                     self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
                 }
+                self.uncount(&uid);
             }
             Outcome::Written(pod, patch) => {
                 let version = Seen::version_of(&pod);
                 tracked.written = Some((patch, version));
-                self.see(*pod);
+                // An answer that comes after the watch told of the pod's end does not bring it back.
+                if tracked.seen.is_some() {
+                    self.see(*pod);
+                }
             }
             Outcome::Gone => tracked.seen = None,
             Outcome::Made | Outcome::Failed(_) => {}
@@ -429,7 +432,7 @@ impl Work {
             .await;
         match patched {
             Ok(pod) => Outcome::Written(Box::new(pod), patch),
-            Err(error) if is_gone(&error) => Outcome::Gone,
+            // Also where it says that the pod is gone: the watch tells so too, and only by it is a pod that runs given up.
             Err(error) => failed(&error),
         }
     }
