@@ -1,6 +1,6 @@
 //! The pods bound to this node: from the API server to the agent, and what they come to, back.
 //!
-//! Start at [`Keeper`], the one task that knows both sides of every pod; [`plan`] says what is to be done next about one, [`patch`]
+//! Start at [`Keeper`], the one task that knows both sides of every pod, in its [`roster`]; [`plan`] says what is to be done next about one, [`patch`]
 //! what its status in the API lacks. Each step is a task of its own, and a pod has one at a time, so that what is written of it is
 //! written in order. [`references`] brings what pods refer to, [`events`] takes what happened to them to the API, and [`told`]
 //! is the list that the node's own API shows.
@@ -15,6 +15,7 @@ pub mod patch;
 pub mod plan;
 pub mod references;
 pub mod refused;
+pub mod roster;
 pub mod seen;
 pub mod told;
 

@@ -19,6 +19,7 @@ use super::patch;
 use super::plan::{Local, Step, Tracked, pause};
 use super::references::Objects;
 use super::refused;
+use super::roster::Roster;
 use super::seen::Seen;
 use super::told::Book;
 use crate::admission::{self, Taken};
@@ -52,13 +53,9 @@ pub struct Keeper {
     /// What the pods here have of the node, and which pods are counted in it.
     taken: Taken,
     counted: HashMap<String, Arc<Pod>>,
-    pods: HashMap<String, Tracked>,
+    roster: Roster,
     /// When pods want to be looked at again.
     due: BTreeSet<(Instant, String)>,
-    /// The API server has told of all pods once.
-    listed: bool,
-    /// The list that is coming in: what is not in it is gone.
-    listing: Option<HashSet<String>>,
     steps: Arc<Semaphore>,
     done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
 }
@@ -95,10 +92,8 @@ impl Keeper {
             of,
             taken: Taken::default(),
             counted: HashMap::new(),
-            pods: HashMap::new(),
+            roster: Roster::default(),
             due: BTreeSet::new(),
-            listed: false,
-            listing: None,
             steps: Arc::new(Semaphore::new(MOST_STEPS)),
             done: mpsc::unbounded_channel(),
         }
@@ -110,7 +105,7 @@ impl Keeper {
             self.objects.hold(&uid, &known.pod);
             self.count(&uid, &known.pod, known.over);
             let local = Local::Here { over: known.over };
-            self.pods.insert(uid, Tracked { local, ..Tracked::new() });
+            self.roster.pods.insert(uid, Tracked { local, ..Tracked::new() });
         }
         tokio::spawn(self.objects.clone().refresh(self.of.front.clone()));
         // Pods are judged by the node's object: none is looked at before it is there.
@@ -124,7 +119,7 @@ impl Keeper {
             let mut touched = HashSet::new();
             tokio::select! {
                 event = watch.next() => match event {
-                    Some(Ok(event)) => self.hear(event, &mut touched),
+                    Some(Ok(event)) => self.roster.hear(event, &mut touched),
                     // Pods go on as they are; the watcher tries again, slower each time.
                     Some(Err(error)) => tracing::warn!(%error, "the pods cannot be watched"),
                     None => return,
@@ -152,58 +147,11 @@ impl Keeper {
         }
     }
 
-    fn hear(&mut self, event: watcher::Event<Pod>, touched: &mut HashSet<String>) {
-        match event {
-            watcher::Event::Init => self.listing = Some(HashSet::new()),
-            watcher::Event::InitApply(pod) => {
-                // Also where the list is older than what an answer to a write told: it is there.
-                if let (Some(listing), Some(uid)) = (&mut self.listing, &pod.metadata.uid) {
-                    listing.insert(uid.clone());
-                }
-                touched.extend(self.see(pod));
-            }
-            watcher::Event::InitDone => {
-                let listing = self.listing.take().unwrap_or_default();
-                self.listed = true;
-                for (uid, tracked) in &mut self.pods {
-                    if !listing.contains(uid) {
-                        tracked.seen = None;
-                    }
-                    touched.insert(uid.clone());
-                }
-            }
-            watcher::Event::Apply(pod) => touched.extend(self.see(pod)),
-            watcher::Event::Delete(pod) => {
-                let Some(uid) = pod.metadata.uid else { return };
-                if let Some(tracked) = self.pods.get_mut(&uid) {
-                    tracked.seen = None;
-                    touched.insert(uid);
-                }
-            }
-        }
-    }
-
-    /// Takes the API server's copy of a pod, where it is no older than the one at hand.
-    fn see(&mut self, pod: Pod) -> Option<String> {
-        let mut seen = Seen::of(pod)?;
-        let uid = seen.uid.clone();
-        let tracked = self.pods.entry(uid.clone()).or_default();
-        if tracked.seen.as_ref().is_some_and(|known| known.version > seen.version) {
-            return None;
-        }
-        if matches!(tracked.local, Local::Here { .. }) {
-            // The agent has it.
-            seen.pod = None;
-        }
-        tracked.seen = Some(seen);
-        Some(uid)
-    }
-
     /// Takes what the agent tells of a pod.
     fn take(&mut self, uid: String, news: PodNews) {
         self.objects.hold(&uid, &news.pod);
         self.count(&uid, &news.pod, news.over);
-        let tracked = self.pods.entry(uid.clone()).or_default();
+        let tracked = self.roster.pods.entry(uid.clone()).or_default();
         let was_same = tracked.status.as_ref() == Some(&news.status);
         tracked.local = Local::Here { over: news.over };
         if !was_same {
@@ -222,7 +170,7 @@ impl Keeper {
 
     fn finish(&mut self, done: Done) {
         let Done { uid, outcome } = done;
-        let Some(tracked) = self.pods.get_mut(&uid) else { return };
+        let Some(tracked) = self.roster.pods.get_mut(&uid) else { return };
         tracked.busy = false;
         if let Outcome::Failed(why) = outcome {
             tracked.failures += 1;
@@ -261,10 +209,7 @@ impl Keeper {
             Outcome::Written(pod, patch) => {
                 let version = Seen::version_of(&pod);
                 tracked.written = Some((patch, version));
-                // An answer that comes after the watch told of the pod's end does not bring it back.
-                if tracked.seen.is_some() {
-                    self.see(*pod);
-                }
+                self.roster.answered(*pod);
             }
             Outcome::Gone => tracked.seen = None,
             Outcome::Made | Outcome::Failed(_) => {}
@@ -292,7 +237,7 @@ impl Keeper {
     /// Judges a pod that is to be taken on; whether the node has no place for it, which ends it (kubelet.md P5).
     fn reject(&mut self, uid: &str) -> bool {
         let node = self.of.own.borrow().clone();
-        let Some(tracked) = self.pods.get_mut(uid) else { return false };
+        let Some(tracked) = self.roster.pods.get_mut(uid) else { return false };
         let (Some(seen), Some(node)) = (&tracked.seen, node) else { return false };
         let Some(pod) = seen.pod.clone().filter(|_| !self.counted.contains_key(uid)) else {
             return false;
@@ -317,7 +262,7 @@ impl Keeper {
     }
 
     fn drop_pod(&mut self, uid: &str) {
-        self.pods.remove(uid);
+        self.roster.pods.remove(uid);
         self.objects.release(uid);
         self.of.book.remove(uid);
         self.uncount(uid);
@@ -325,12 +270,15 @@ impl Keeper {
 
     /// Makes a pod's next step.
     fn advance(&mut self, uid: String, now: Instant) {
-        let Some(step) = self.pods.get(&uid).map(|pod| pod.next(self.listed, now)) else { return };
+        let Some(step) = self.roster.pods.get(&uid).map(|pod| pod.next(self.roster.listed, now))
+        else {
+            return;
+        };
         if step == Step::TakeOn && self.reject(&uid) {
             self.advance(uid, now);
             return;
         }
-        let Some(tracked) = self.pods.get_mut(&uid) else { return };
+        let Some(tracked) = self.roster.pods.get_mut(&uid) else { return };
         match &step {
             Step::Rest => return,
             Step::Wait(at) => {
