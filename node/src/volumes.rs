@@ -99,17 +99,26 @@ pub fn plan(pod: &Pod, context: &Context<'_>) -> Result<Vec<PlannedVolume>, Conf
     planned.collect()
 }
 
+/// What is in the pod's volume number `index`; none where there is none. Errors as of [`plan`].
+pub fn content_of(
+    pod: &Pod,
+    index: usize,
+    context: &Context<'_>,
+) -> Result<Option<Content>, ConfigError> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let path = format!("spec.volumes[{index}]");
+    volumes.get(index).map(|volume| content(pod, volume, &path, context)).transpose()
+}
+
 /// The files of the pod's volume number `index`; none where it is of another kind. Errors as of [`plan`].
 pub fn files_of(
     pod: &Pod,
     index: usize,
     context: &Context<'_>,
 ) -> Result<Vec<PlannedFile>, ConfigError> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    let Some(volume) = volumes.get(index) else { return Ok(Vec::new()) };
-    match content(pod, volume, &format!("spec.volumes[{index}]"), context)? {
-        Content::Files { files, .. } => Ok(files),
-        Content::EmptyDir { .. } | Content::HostPath { .. } => Ok(Vec::new()),
+    match content_of(pod, index, context)? {
+        Some(Content::Files { files, .. }) => Ok(files),
+        None | Some(Content::EmptyDir { .. } | Content::HostPath { .. }) => Ok(Vec::new()),
     }
 }
 
@@ -149,14 +158,8 @@ fn content(
     if let Some(source) = &volume.config_map {
         let path = format!("{path}.configMap");
         let mut files = Files::new(source.default_mode);
-        let map = Keys {
-            object: context.objects.config_map(&source.name).map(config_map_entries),
-            kind: "ConfigMap",
-            name: &source.name,
-            name_field: "name",
-            optional: source.optional,
-            items: source.items.as_deref(),
-        };
+        let map = Keys::of_config_map(&source.name, context);
+        let map = map.shown(source.optional, source.items.as_deref());
         files.add_keys(map, &path)?;
         return Ok(Content::Files { files: files.done(&path)?, secret: false });
     }
@@ -164,14 +167,8 @@ fn content(
         let path = format!("{path}.secret");
         let mut files = Files::new(source.default_mode);
         let name = source.secret_name.as_deref().unwrap_or_default();
-        let secret = Keys {
-            object: context.objects.secret(name).map(secret_entries),
-            kind: "Secret",
-            name,
-            name_field: "secretName",
-            optional: source.optional,
-            items: source.items.as_deref(),
-        };
+        let secret = Keys::of_secret(name, "secretName", context);
+        let secret = secret.shown(source.optional, source.items.as_deref());
         files.add_keys(secret, &path)?;
         return Ok(Content::Files { files: files.done(&path)?, secret: true });
     }
@@ -213,26 +210,14 @@ fn projected(
         let path = format!("{path}.sources[{i}]");
         files.begin_source();
         if let Some(source) = &source.config_map {
-            let map = Keys {
-                object: context.objects.config_map(&source.name).map(config_map_entries),
-                kind: "ConfigMap",
-                name: &source.name,
-                name_field: "name",
-                optional: source.optional,
-                items: source.items.as_deref(),
-            };
+            let map = Keys::of_config_map(&source.name, context);
+            let map = map.shown(source.optional, source.items.as_deref());
             files.add_keys(map, &format!("{path}.configMap"))?;
         }
         if let Some(source) = &source.secret {
             is_secret = true;
-            let secret = Keys {
-                object: context.objects.secret(&source.name).map(secret_entries),
-                kind: "Secret",
-                name: &source.name,
-                name_field: "name",
-                optional: source.optional,
-                items: source.items.as_deref(),
-            };
+            let secret = Keys::of_secret(&source.name, "name", context);
+            let secret = secret.shown(source.optional, source.items.as_deref());
             files.add_keys(secret, &format!("{path}.secret"))?;
         }
         if let Some(source) = &source.downward_api {
@@ -263,6 +248,23 @@ struct Keys<'a> {
     name_field: &'static str,
     optional: Option<bool>,
     items: Option<&'a [KeyToPath]>,
+}
+
+impl<'a> Keys<'a> {
+    fn of_config_map(name: &'a str, context: &Context<'a>) -> Self {
+        let object = context.objects.config_map(name).map(config_map_entries);
+        Self { object, kind: "ConfigMap", name, name_field: "name", optional: None, items: None }
+    }
+
+    fn of_secret(name: &'a str, name_field: &'static str, context: &Context<'a>) -> Self {
+        let object = context.objects.secret(name).map(secret_entries);
+        Self { object, kind: "Secret", name, name_field, optional: None, items: None }
+    }
+
+    /// Of it these items, or all keys; where it is optional it need not be there.
+    fn shown(self, optional: Option<bool>, items: Option<&'a [KeyToPath]>) -> Self {
+        Self { optional, items, ..self }
+    }
 }
 
 /// The files of a volume, as they come together.

@@ -6,6 +6,7 @@
 //!
 //! Absent: anything remote. The kubelet's HTTPS API is another front to the same agent.
 
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
 /// The version of this API; a client and an agent of different versions refuse each other with a sentence.
@@ -89,6 +90,17 @@ pub struct PodName {
     pub namespace: String,
     /// The name.
     pub name: String,
+}
+
+impl PodName {
+    /// The name of a pod.
+    pub fn of(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Pods to run, and the objects that they name.

@@ -71,6 +71,14 @@ pub struct NewEvent {
     pub at: Timestamp,
 }
 
+impl NewEvent {
+    /// A warning about a whole pod, now.
+    pub fn warning(reason: &str, message: String) -> Self {
+        let at = Timestamp::now();
+        Self { warning: true, reason: reason.to_owned(), message, field_path: None, at }
+    }
+}
+
 /// A pod that the agent holds.
 #[derive(Clone, Debug)]
 pub struct Known {

@@ -87,7 +87,7 @@ impl Programs {
         for (name, bytes) in [RUNNER, COMPILER].into_iter().zip(read) {
             let path = folder.join(name);
             if !path.exists() {
-                write_whole(&path, &bytes).map_err(|error| at(&path, error))?;
+                write_whole(&path, &bytes, 0o666).map_err(|error| at(&path, error))?;
             }
             std::fs::set_permissions(&path, Permissions::from_mode(0o755))
                 .map_err(|error| at(&path, error))?;
@@ -96,7 +96,7 @@ impl Programs {
         let path = folder.join(LABEL);
         let bytes = serde_json::to_vec(&label).map_err(io::Error::other)?;
         if !std::fs::read(&path).is_ok_and(|there| there == bytes) {
-            write_whole(&path, &bytes).map_err(|error| at(&path, error))?;
+            write_whole(&path, &bytes, 0o666).map_err(|error| at(&path, error))?;
         }
         Ok(self.generation(&build, label))
     }

@@ -9,6 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -62,7 +63,7 @@ impl Journal {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
-                write_whole(path, &[]).map_err(error)?;
+                write_whole(path, &[], 0o666).map_err(error)?;
                 Vec::new()
             }
             Err(other) => return Err(error(other)),
@@ -116,7 +117,7 @@ impl Journal {
             encode(&fact, &mut bytes);
         }
         let error = |source| JournalError::Io { path: self.path.clone(), source };
-        write_whole(&self.path, &bytes).map_err(error)?;
+        write_whole(&self.path, &bytes, 0o666).map_err(error)?;
         self.file = OpenOptions::new().append(true).open(&self.path).map_err(error)?;
         self.length = bytes.len() as u64;
         // Twice what had to be kept, so that replacing costs no more than what was appended since.
@@ -126,12 +127,18 @@ impl Journal {
 }
 
 /// Puts a file with `bytes` in the place of `path`, whole or not at all, also over a power cut.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Nobody reads it whom `mode` does not let, at any moment.
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let new = folder.join(name);
-    let mut file = File::create(&new)?;
+    // Of a crash, with whatever mode it had.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;

@@ -32,5 +32,6 @@ mod store;
 
 pub use causes::with_causes;
 pub use config::{AgentConfig, ClusterNode};
+pub use journal::write_whole;
 pub use recover::{AgentError, run_agent};
 pub use store::{PodObjects, PodToken};

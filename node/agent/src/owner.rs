@@ -159,12 +159,7 @@ impl Owner {
             Wake::Pod { uid, event } => self.observe(&uid, event, touched),
             Wake::Objects { uid, objects } => self.replace_objects(&uid, objects, touched),
             Wake::Warning { uid, reason, message } => {
-                if let Some(entry) = self.pods.get_mut(&uid) {
-                    let reason = reason.to_owned();
-                    let event = PodEventRecord { warning: true, reason, message, field_path: None };
-                    entry.record_event(event, Timestamp::now());
-                    touched.insert(uid);
-                }
+                self.warn(&uid, reason.to_owned(), message, touched);
             }
             Wake::Progress { uid, text } => {
                 if let Some(entry) = self.pods.get_mut(&uid) {
@@ -210,6 +205,15 @@ impl Owner {
         self.observe(uid, PodEvent::ObjectsChanged, touched);
     }
 
+    /// A Warning event of a pod.
+    fn warn(&mut self, uid: &str, reason: String, message: String, touched: &mut BTreeSet<String>) {
+        if let Some(entry) = self.pods.get_mut(uid) {
+            let event = PodEventRecord { warning: true, reason, message, field_path: None };
+            entry.record_event(event, Timestamp::now());
+            touched.insert(uid.to_owned());
+        }
+    }
+
     fn hear(&mut self, tree: &str, event: Event, touched: &mut BTreeSet<String>) {
         match event {
             Event::Exited { id, exit } => {
@@ -225,11 +229,7 @@ impl Owner {
                 self.performer.acknowledge_later(tree.to_owned(), id);
             }
             Event::Warning { id, reason, message } => {
-                if let Some(entry) = self.pods.get_mut(&id.pod) {
-                    let event = PodEventRecord { warning: true, reason, message, field_path: None };
-                    entry.record_event(event, Timestamp::now());
-                    touched.insert(id.pod);
-                }
+                self.warn(&id.pod, reason, message, touched);
             }
             Event::Unknown => {}
         }

@@ -165,11 +165,7 @@ impl World {
     }
 
     pub(crate) fn name(&self) -> PodName {
-        let meta = &self.stored.pod.metadata;
-        PodName {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
+        PodName::of(&self.stored.pod)
     }
 
     /// The pod's volumes, in the spec's order.

@@ -189,9 +189,13 @@ async fn set_up_volumes(
     let uid = domain.uid();
     write_volumes(performer, world, root, uid)?;
     let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
-    let planned = volumes::plan(&world.stored.pod, &context(performer, &objects, &ips))
-        .map_err(SetUpFailed::missing)?;
-    for (volume, content) in world.volumes().iter().zip(planned.into_iter().map(|it| it.content)) {
+    for (index, volume) in world.volumes().iter().enumerate() {
+        if volumes::is_written_by_agent(volume) {
+            continue;
+        }
+        let content =
+            volumes::content_of(&world.stored.pod, index, &context(performer, &objects, &ips));
+        let Some(content) = content.map_err(SetUpFailed::missing)? else { continue };
         let failed = |error: io::Error| SetUpFailed::mount(&volume.name, error);
         match &content {
             Content::EmptyDir { memory, size_limit } => {
@@ -204,7 +208,7 @@ async fn set_up_volumes(
                     domain.mount_tmpfs(Path::new(&target), size).await?;
                 }
             }
-            // They are written.
+            // They are written already.
             Content::Files { .. } => {}
             Content::HostPath { path, create, checked } => {
                 let source = host_folder(Path::new(path), *create, *checked)

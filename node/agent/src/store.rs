@@ -266,10 +266,7 @@ impl Store {
         let folder = self.folder.join(uid);
         std::fs::create_dir_all(&folder)?;
         let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
-        let file = folder.join("pod.json");
-        write_whole(&file, &bytes)?;
-        // The next to read it is another agent, if any: its page would be 4 of some 60 KiB that an idle pod costs. Advice only.
-        let _ = rustix::fs::fadvise(std::fs::File::open(&file)?, 0, None, Advice::DontNeed);
+        write_unread(&folder, &bytes)?;
         std::fs::File::open(&self.folder)?.sync_all()
     }
 
@@ -284,7 +281,7 @@ impl Store {
         let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
         let is_this = stored.objects.with_revision().1 == revision;
         if is_this {
-            write_whole(&self.folder.join(uid).join("pod.json"), &bytes)?;
+            write_unread(&self.folder.join(uid), &bytes)?;
         }
         Ok(is_this)
     }
@@ -296,6 +293,15 @@ impl Store {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes a pod's file into its folder.
+fn write_unread(folder: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = folder.join("pod.json");
+    write_whole(&file, bytes, 0o666)?;
+    // The next to read it is another agent, if any: its page would be 4 of some 60 KiB that an idle pod costs. Advice only.
+    let _ = rustix::fs::fadvise(std::fs::File::open(&file)?, 0, None, Advice::DontNeed);
+    Ok(())
 }
 
 #[cfg(test)]

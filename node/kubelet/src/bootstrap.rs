@@ -13,12 +13,12 @@ use tracing::{info, warn};
 use crate::connection::{Connection, Use};
 use crate::csr::{self, CsrError, Purpose};
 use crate::identity::{self, IdentityError};
-use crate::joined::write_whole;
 use crate::pace::Backoff;
 use crate::pki::{client_file, folder};
 use crate::run::PATIENCE;
 use crate::settings::NodeSettings;
 use crate::trouble::explain;
+use copepod_agent::write_whole;
 
 /// Why a node comes to no identity.
 #[derive(Debug, thiserror::Error)]

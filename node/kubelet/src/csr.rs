@@ -20,10 +20,10 @@ use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::joined::write_whole;
 use crate::pace::Backoff;
 use crate::pki::{Pair, private_folder, subject};
 use crate::settings::NodeName;
+use copepod_agent::write_whole;
 
 /// What a certificate is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 //!
 //! Absent: the Node object, which the API server has.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use copepod_agent::write_whole;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::NodeName;
@@ -106,22 +106,6 @@ impl Joined {
 }
 
 const FILE: &str = "node.json";
-
-/// Writes a file so that a crash leaves the old one or the new one.
-pub(crate) fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let part = path.with_extension("part");
-    let _ = std::fs::remove_file(&part);
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(&part)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    std::fs::rename(&part, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
-}
 
 #[cfg(test)]
 mod tests {

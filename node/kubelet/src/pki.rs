@@ -17,8 +17,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 
 use crate::identity::CertificateFacts;
-use crate::joined::write_whole;
 use crate::settings::NODE_GROUP;
+use copepod_agent::write_whole;
 
 /// Where a data directory keeps its pairs.
 pub fn folder(data: &Path) -> PathBuf {

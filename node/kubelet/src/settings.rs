@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use copepod_domain::Cidr;
+use copepod_node::name::is_dns_label;
 use copepod_node::quantity::Amount;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -155,16 +156,6 @@ impl FromStr for NodeName {
             "{text:?} is no node name: small letters, digits, - and dots, beginning and ending with a letter or digit{instead}"
         ))
     }
-}
-
-/// An RFC 1123 label.
-fn is_dns_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 /// Whether the node masquerades what leaves the cluster.

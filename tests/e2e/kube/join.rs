@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Event, Node};
 use serde_json::{Value, json};
 
 use super::api::{client, wait};
-use super::running::{Running, text};
+use super::running::{Running, approve_serving, text};
 
 /// The Node object, once it is as `condition` says.
 fn told(cluster: &Cluster, name: &str, what: &str, condition: impl Fn(&Node) -> bool) -> Node {
@@ -88,18 +88,7 @@ fn a_machine_joins_by_a_bootstrap_token_and_gets_certificates_of_its_own() {
     assert!(node.data().join("pki/client.pem").is_file());
     let own = std::fs::read_to_string(node.data().join("kubeconfig")).expect("its own kubeconfig");
     assert!(!own.contains("token"), "{own}");
-    let request = until("a request for a serving certificate", || {
-        let signer = "spec.signerName=kubernetes.io/kubelet-serving";
-        let listed = cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
-        let list: Value = serde_json::from_str(&listed).ok()?;
-        let all = list["items"].as_array()?.clone();
-        let own = all.into_iter().find(|it| it["spec"]["username"] == "system:node:join-2")?;
-        own["metadata"]["name"].as_str().map(str::to_owned)
-    });
-    cluster.ok(&["certificate", "approve", &request]);
-    until("the serving certificate", || {
-        node.data().join("pki/serving.pem").is_file().then_some(())
-    });
+    approve_serving(cluster, &node, "join-2");
 }
 
 #[test]

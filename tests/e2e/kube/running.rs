@@ -99,20 +99,7 @@ impl Joined {
 
     /// Approves the certificate that the kubelet's API asks for, as an administrator does.
     pub(crate) fn approve_serving(&self) {
-        let user = format!("system:node:{}", self.name);
-        let request = until("a request for a serving certificate", || {
-            let signer = "spec.signerName=kubernetes.io/kubelet-serving";
-            let listed =
-                self.cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
-            let list: Value = serde_json::from_str(&listed).ok()?;
-            let all = list["items"].as_array()?.clone();
-            let own = all.into_iter().find(|it| it["spec"]["username"] == user.as_str())?;
-            own["metadata"]["name"].as_str().map(str::to_owned)
-        });
-        self.cluster.ok(&["certificate", "approve", &request]);
-        until("the serving certificate", || {
-            self.node.data().join("pki/serving.pem").is_file().then_some(())
-        });
+        approve_serving(self.cluster, &self.node, &self.name);
     }
 
     /// Kills the node's process; its pods go on.
@@ -218,6 +205,23 @@ impl Drop for Joined {
         self.cluster.kubectl(&["delete", "node", &self.name, "--wait=false"]);
         self.running = None;
     }
+}
+
+/// Approves the serving certificate that a node asks for, and waits until the node has it.
+pub(crate) fn approve_serving(cluster: &Cluster, node: &OurNode, name: &str) {
+    let user = format!("system:node:{name}");
+    let request = until("a request for a serving certificate", || {
+        let signer = "spec.signerName=kubernetes.io/kubelet-serving";
+        let listed = cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
+        let list: Value = serde_json::from_str(&listed).ok()?;
+        let all = list["items"].as_array()?.clone();
+        let own = all.into_iter().find(|it| it["spec"]["username"] == user.as_str())?;
+        own["metadata"]["name"].as_str().map(str::to_owned)
+    });
+    cluster.ok(&["certificate", "approve", &request]);
+    until("the serving certificate", || {
+        node.data().join("pki/serving.pem").is_file().then_some(())
+    });
 }
 
 /// An address of a pod's port.

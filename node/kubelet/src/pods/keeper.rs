@@ -158,7 +158,7 @@ impl Keeper {
             tracked.changed = Some(Instant::now());
             tracked.status = Some(news.status);
         }
-        let name = name_of(&news.pod);
+        let name = PodName::of(&news.pod);
         if let Some(status) = &tracked.status {
             self.of.book.put(name.clone(), &uid, news.pod.clone(), status.clone());
         }
@@ -195,13 +195,7 @@ impl Keeper {
                 tracked.local = Local::Refused { generation };
                 tracked.status = Some(*status);
                 if let Some(seen) = &tracked.seen {
-                    let event = NewEvent {
-                        warning: true,
-                        reason: refused::REASON.to_owned(),
-                        message: why,
-                        field_path: None,
-                        at: jiff::Timestamp::now(),
-                    };
+                    let event = NewEvent::warning(refused::REASON, why);
                     self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
                 }
                 self.uncount(&uid);
@@ -248,13 +242,7 @@ impl Keeper {
             return false;
         };
         let now = jiff::Timestamp::now();
-        let event = NewEvent {
-            warning: true,
-            reason: rejection.reason.clone(),
-            message: rejection.message.clone(),
-            field_path: None,
-            at: now,
-        };
+        let event = NewEvent::warning(&rejection.reason, rejection.message.clone());
         self.events.tell(&subject_of(seen.name.clone(), uid.to_owned()), event);
         tracked.local = Local::Refused { generation: seen.generation };
         tracked.status = Some(refused::failed(&rejection.reason, &rejection.status_message(), now));
@@ -425,14 +413,6 @@ fn failed(error: &kube::Error) -> Outcome {
 /// There is no such pod, or its name is another pod's by now.
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-}
-
-fn name_of(pod: &Pod) -> PodName {
-    let meta = &pod.metadata;
-    PodName {
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
-    }
 }
 
 fn subject_of(name: PodName, uid: String) -> Subject {

@@ -80,8 +80,16 @@ pub struct Objects {
     client: kube::Client,
     services: Store<Service>,
     slots: Arc<Mutex<HashMap<Key, Slot>>>,
-    pods: Arc<Mutex<HashMap<String, Arc<Pod>>>>,
+    pods: Arc<Mutex<HashMap<String, Held>>>,
     tokens: Arc<Mutex<HashMap<String, Vec<Token>>>>,
+}
+
+/// A pod that is here, with what is looked at again and again, found once.
+#[derive(Clone)]
+struct Held {
+    pod: Arc<Pod>,
+    keys: Arc<[Key]>,
+    wants_tokens: bool,
 }
 
 /// A token at hand.
@@ -182,7 +190,12 @@ impl Objects {
 
     /// A pod is here, and what it refers to is kept up to date.
     pub fn hold(&self, uid: &str, pod: &Arc<Pod>) {
-        self.pods().insert(uid.to_owned(), pod.clone());
+        let mut pods = self.pods();
+        if !pods.get(uid).is_some_and(|held| Arc::ptr_eq(&held.pod, pod)) {
+            let wants_tokens = !wanted_tokens(pod).is_empty();
+            let held = Held { pod: pod.clone(), keys: keys(pod).into(), wants_tokens };
+            pods.insert(uid.to_owned(), held);
+        }
     }
 
     /// A pod is here no more.
@@ -195,17 +208,13 @@ impl Objects {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A token of the pod is due, or none is at hand: of a pod that an earlier agent took on.
-    fn wants_tokens(&self, uid: &str, pod: &Pod) -> bool {
-        let now = Timestamp::now();
-        let tokens = self.tokens();
-        let held = tokens.get(uid).map(Vec::as_slice).unwrap_or_default();
-        wanted_tokens(pod)
-            .iter()
-            .any(|wanted| !held.iter().any(|it| is_for(&it.token, *wanted) && it.renew > now))
+    /// A token of the pod is due, or none is at hand: of a pod that an earlier agent took on. All of a pod are asked for together.
+    fn is_token_due(&self, uid: &str, held: &Held, now: Timestamp) -> bool {
+        let is_due = |tokens: &Vec<Token>| tokens.iter().any(|it| it.renew <= now);
+        held.wants_tokens && self.tokens().get(uid).is_none_or(is_due)
     }
 
-    fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Pod>>> {
+    fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<String, Held>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -213,15 +222,15 @@ impl Objects {
     pub async fn refresh(self, front: Front) {
         loop {
             tokio::time::sleep(MISSING).await;
-            let pods: Vec<(String, Arc<Pod>)> =
-                self.pods().iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
-            let wanted: BTreeSet<Key> = pods.iter().flat_map(|(_, pod)| keys(pod)).collect();
+            let pods: Vec<(String, Held)> =
+                self.pods().iter().map(|(uid, held)| (uid.clone(), held.clone())).collect();
+            let wanted: BTreeSet<&Key> = pods.iter().flat_map(|(_, held)| &*held.keys).collect();
             self.slots
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .retain(|key, _| wanted.contains(key));
             let mut changed = BTreeSet::new();
-            for key in &wanted {
+            for key in wanted {
                 match self.look_again(key).await {
                     Ok(false) => {}
                     Ok(true) => drop(changed.insert(key)),
@@ -229,13 +238,13 @@ impl Objects {
                     Err(error) => tracing::debug!(%error, key.name, "an object cannot be read"),
                 }
             }
-            for (uid, pod) in &pods {
-                let touched =
-                    !changed.is_empty() && keys(pod).iter().any(|it| changed.contains(it));
-                if !touched && !self.wants_tokens(uid, pod) {
+            let now = Timestamp::now();
+            for (uid, held) in &pods {
+                let touched = held.keys.iter().any(|it| changed.contains(it));
+                if !touched && !self.is_token_due(uid, held, now) {
                     continue;
                 }
-                match self.of(pod).await {
+                match self.of(&held.pod).await {
                     Ok(objects) => front.replace_objects(uid, objects).await,
                     Err(error) => {
                         tracing::debug!(%error, uid, "what a pod refers to cannot be read")

@@ -41,12 +41,6 @@ pub enum Page {
     Probes,
 }
 
-/// Upstream's buckets for pod starts begin at half a second, in which ours are long over.
-const START: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
-    10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0,
-    1800.0, 2700.0, 3600.0,
-];
 /// Prometheus's own.
 const SHORT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -74,51 +68,6 @@ pub const STARTED_CONTAINERS: Metric = metric(
     "kubelet_started_containers_total",
     Kind::Counter,
     "Cumulative number of containers started",
-);
-/// No labels.
-pub const STARTED_PODS: Metric =
-    metric("kubelet_started_pods_total", Kind::Counter, "Cumulative number of pods started");
-/// No labels; from the pod's creation to its Running seen by a watch, image pulls left out.
-pub const POD_START_SLI: Metric = metric(
-    "kubelet_pod_start_sli_duration_seconds",
-    Kind::Histogram(START),
-    "Duration in seconds to start a pod, excluding time to pull images and run init containers",
-);
-/// No labels; from the pod's creation to its Running seen by a watch.
-pub const POD_START_TOTAL: Metric = metric(
-    "kubelet_pod_start_total_duration_seconds",
-    Kind::Histogram(START),
-    "Duration in seconds to start a pod since creation, including time to pull images and run init containers",
-);
-/// `operation_type`.
-pub const POD_WORKER: Metric = metric(
-    "kubelet_pod_worker_duration_seconds",
-    Kind::Histogram(SHORT),
-    "Duration in seconds to sync a single pod",
-);
-/// No labels; from a status's change to its being written.
-pub const POD_STATUS_SYNC: Metric = metric(
-    "kubelet_pod_status_sync_duration_seconds",
-    Kind::Histogram(SHORT),
-    "Duration in seconds to sync a pod status update",
-);
-/// No labels.
-pub const IMAGE_PULL: Metric = metric(
-    "kubelet_image_pull_duration_seconds",
-    Kind::Histogram(START),
-    "Duration in seconds to pull an image",
-);
-/// `eviction_signal`.
-pub const EVICTIONS: Metric = metric(
-    "kubelet_evictions",
-    Kind::Counter,
-    "Cumulative number of pod evictions by eviction signal",
-);
-/// `code`, `host`, `method`.
-pub const REST_REQUESTS: Metric = metric(
-    "rest_client_requests_total",
-    Kind::Counter,
-    "Number of HTTP requests, partitioned by status code, method, and host",
 );
 /// `probe_type`, `result`, `container`, `pod`, `namespace`, `pod_uid`.
 pub const PROBES: Metric = Metric {

@@ -130,10 +130,7 @@ impl Usage {
         let mut uses = Vec::new();
         for pod in pods {
             let metadata = &pod.metadata;
-            let name = PodName {
-                namespace: metadata.namespace.clone().unwrap_or_default(),
-                name: metadata.name.clone().unwrap_or_default(),
-            };
+            let name = PodName::of(pod);
             let uid = metadata.uid.clone().unwrap_or_default();
             let containers: Vec<_> = statuses(pod)
                 .filter(|status| runs(status))
