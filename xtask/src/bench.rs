@@ -4,6 +4,7 @@
 //! brings the others' programs. Absent: judgement. Where an aim is missed, docs/benchmarks.md says why.
 
 mod http;
+mod link;
 mod memory;
 mod peers;
 mod start;

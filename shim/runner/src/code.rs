@@ -2,29 +2,19 @@
 //!
 //! Absent: compiling. Code comes from `/code`, which the agent alone writes.
 
-use wasmtime::{Engine, InstancePre};
+use wasmtime::InstancePre;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::guest::{GuestState, Preview1State};
+use crate::program::Program;
 
 /// One module's code by the way that it is run.
 pub enum Code {
     /// Of the pooling engine: an instance per request.
     Http(ProxyPre<GuestState>),
-    /// Of the on-demand engine: an instance per container.
-    Command(CommandPre<GuestState>),
+    /// An instance per container, of the on-demand engine until it has shown to end soon.
+    Command(Program<CommandPre<GuestState>>),
     /// As `Command`, for a preview1 module.
-    Preview1(InstancePre<Preview1State>),
-}
-
-impl Code {
-    /// The engine that the code was loaded into; stores for it are of this engine and no other.
-    pub fn engine(&self) -> &Engine {
-        match self {
-            Self::Http(pre) => pre.engine(),
-            Self::Command(pre) => pre.engine(),
-            Self::Preview1(pre) => pre.module().engine(),
-        }
-    }
+    Preview1(Program<InstancePre<Preview1State>>),
 }

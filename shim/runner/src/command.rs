@@ -11,7 +11,7 @@ use futures::FutureExt;
 use crate::code::Code;
 use crate::container::Container;
 use crate::exit::End;
-use crate::guest::Stdio;
+use crate::guest::{GuestState, Preview1State, Stdio};
 
 /// Runs `code` in the container's sandbox; `begun` is called once its instance is made, just before its first instruction.
 /// Dropping the future ends the guest, also one that spins or waits in a host call.
@@ -51,20 +51,23 @@ async fn run_unguarded(
     begun: impl FnOnce() + Send,
 ) -> wasmtime::Result<End> {
     match code {
-        Code::Command(pre) => {
-            let mut store = container.store_for(code, stdio, args);
+        Code::Command(program) => {
+            let place = container.engines.command_place(program);
+            let mut store = GuestState::store(container, place.pre().engine(), stdio, args);
             let running = async {
-                let command = pre.instantiate_async(&mut store).await?;
+                let command = place.pre().instantiate_async(&mut store).await?;
                 begun();
                 command.wasi_cli_run().call_run(&mut store).await
             };
             let result = container.metered(running).await?;
             Ok(End::with(i32::from(result.is_err())))
         }
-        Code::Preview1(pre) => {
-            let mut store = container.preview1_store(code, stdio, args)?;
+        Code::Preview1(program) => {
+            let place = container.engines.module_place(program);
+            let engine = place.pre().module().engine();
+            let mut store = Preview1State::store(container, engine, stdio, args)?;
             let running = async {
-                let instance = pre.instantiate_async(&mut store).await?;
+                let instance = place.pre().instantiate_async(&mut store).await?;
                 let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
                 begun();
                 start.call_async(&mut store, ()).await

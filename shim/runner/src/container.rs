@@ -12,14 +12,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use copepod_net::{NetCtx, PodNet};
 use copepod_shim::protocol::StartContainer;
-use wasmtime::Store;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
 use crate::code::Code;
 use crate::cpu::{self, Cpu};
 use crate::engines::Engines;
-use crate::guest::{GuestState, Preview1State, Stdio};
 use crate::http::tls::Trust;
 use crate::last_words::LastWords;
 use crate::ledger::Ledger;
@@ -118,34 +116,6 @@ impl Container {
             engines,
             net,
         })
-    }
-
-    /// A store for one more instance of the container's own component, its outputs in the container's log.
-    pub fn new_store(self: &Arc<Self>) -> Store<GuestState> {
-        GuestState::store(self, self.code.engine(), Stdio::of_container(self), None)
-    }
-
-    /// A store for an instance of `code` in this container's sandbox, with arguments and streams of its own.
-    pub fn store_for(
-        self: &Arc<Self>,
-        code: &Code,
-        stdio: Stdio,
-        args: Option<Vec<String>>,
-    ) -> Store<GuestState> {
-        GuestState::store(self, code.engine(), stdio, args)
-    }
-
-    /// As [`store_for`](Self::store_for), for a preview1 module.
-    ///
-    /// # Errors
-    /// A mounted directory cannot be opened.
-    pub fn preview1_store(
-        self: &Arc<Self>,
-        code: &Code,
-        stdio: Stdio,
-        args: Option<Vec<String>>,
-    ) -> wasmtime::Result<Store<Preview1State>> {
-        Preview1State::store(self, code.engine(), stdio, args)
     }
 
     /// Runs a future that runs this container's guest code: booked, within `limits.cpu`, interrupted by epochs.

@@ -2,6 +2,7 @@
 //!
 //! Absent: a scheduler. Guests are futures of one tokio runtime; a guest gives way at its slice's end and queues behind others.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -123,12 +124,57 @@ pub async fn metered<F: Future>(cpu: &Cpu, ticker: &Ticker, future: F) -> F::Out
             }
         }
         let _ticking = ticker.tick_while();
-        let before = thread_cpu_ns();
+        let watch = Stopwatch::start();
         let polled: Poll<F::Output> = future.as_mut().poll(context);
-        cpu.charge(thread_cpu_ns().saturating_sub(before));
+        cpu.charge(watch.stop());
         polled
     })
     .await
+}
+
+/// A poll within this time is booked as the time that went by: no less than it computed, and the thread's own clock is a system call
+/// on either side of polls that take a tenth of this.
+const BRIEF: Duration = Duration::from_micros(50);
+
+/// How old the last reading of the thread's clock may be when a poll begins: what a poll that was interrupted is booked too much.
+const STALE: Duration = Duration::from_millis(1);
+
+thread_local! {
+    /// When the thread's clock was last read, and what it said.
+    static READING: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+}
+
+/// Measures what one poll computes: never too little, and for one that computes for long exactly, as its last reading is its first.
+struct Stopwatch {
+    begun: Instant,
+    /// What the thread's clock said, at most [`STALE`] before.
+    read: u64,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        let begun = Instant::now();
+        let fresh = READING.get().filter(|(at, _)| begun.saturating_duration_since(*at) <= STALE);
+        let read = fresh.map_or_else(|| read_thread_clock(begun), |(_, read)| read);
+        Self { begun, read }
+    }
+
+    /// Nanoseconds since the start.
+    fn stop(self) -> u64 {
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(self.begun);
+        let computed = match elapsed < BRIEF {
+            true => u64::MAX,
+            false => read_thread_clock(now).saturating_sub(self.read),
+        };
+        u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).min(computed)
+    }
+}
+
+fn read_thread_clock(now: Instant) -> u64 {
+    let read = thread_cpu_ns();
+    READING.set(Some((now, read)));
+    read
 }
 
 fn thread_cpu_ns() -> u64 {
@@ -277,6 +323,48 @@ mod tests {
         cpu.charge(10_000_001);
 
         assert!(cpu.pause(later).is_some());
+    }
+
+    #[test]
+    fn a_poll_that_waits_is_not_booked_as_one_that_computes() {
+        let watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(20));
+
+        assert!(watch.stop() < 10_000_000);
+    }
+
+    #[test]
+    fn many_brief_polls_are_booked_at_no_less_than_they_computed() {
+        let before = thread_cpu_ns();
+
+        let booked: u64 = (0..2_000)
+            .map(|_| {
+                let watch = Stopwatch::start();
+                std::hint::black_box(
+                    (0..2_000_u64).fold(1, |all, it| std::hint::black_box(all ^ it)),
+                );
+                watch.stop()
+            })
+            .sum();
+
+        let computed = thread_cpu_ns() - before;
+        // What lies between two polls, the clocks' own time among it, is nobody's.
+        assert!(booked > computed / 2, "{booked} of {computed}");
+    }
+
+    #[test]
+    fn one_long_poll_upon_the_other_is_booked_by_the_thread_s_clock() {
+        let spin = || {
+            let watch = Stopwatch::start();
+            let until = thread_cpu_ns() + 3_000_000;
+            while thread_cpu_ns() < until {}
+            watch.stop()
+        };
+        spin();
+
+        let booked = spin();
+
+        assert!((3_000_000..5_000_000).contains(&booked), "{booked}");
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! never mixed. Absent: a compiler.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use copepod_shim::engine::{self, Salt};
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{Failure, layout};
+use tokio::sync::Semaphore;
 use wasmtime::component::{self, HasData};
-use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, InstancePre, PoolingAllocationConfig};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
@@ -23,11 +25,15 @@ use crate::code::Code;
 use crate::cpu::Ticker;
 use crate::guest::{GuestState, Preview1State};
 use crate::load;
+use crate::program::{self, Place, Program};
 use crate::root::Root;
 
-/// Memories that live in the pool at a time: about four per instance of a component, so 250 requests in work per runner.
-/// Beyond that a request gets an error; each slot costs address space only (4 GiB of 128 TiB).
-const POOL: u32 = 1_000;
+/// Memories that live in the pool at a time: about four per instance of a component, so 250 requests in work per runner, and
+/// [`program::SEATS`] short jobs. Beyond that a request gets an error; each slot costs address space only (4 GiB of 128 TiB).
+const POOL: u32 = 1_000 + 4 * program::SEATS as u32;
+
+/// The largest table of an instance in the pool, in elements; address space only. A program with a larger one is never in the pool.
+const TABLE_ELEMENTS: usize = 128 << 10;
 
 /// Loaded code that is kept while nobody runs it, for what runs again and again: loading and linking take 100 µs to 210 µs, twice
 /// what an instance takes, and loaded code holds some 0.4 MiB beside the page cache.
@@ -50,6 +56,7 @@ pub struct Engines {
     commands: OnceLock<Result<component::Linker<GuestState>, String>>,
     modules: OnceLock<Result<wasmtime::Linker<Preview1State>, String>>,
     loaded: Mutex<Loaded>,
+    seats: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -80,6 +87,7 @@ impl Loaded {
 struct Pooled {
     engine: Engine,
     linker: component::Linker<GuestState>,
+    modules: OnceLock<Option<wasmtime::Linker<Preview1State>>>,
 }
 
 impl Engines {
@@ -102,6 +110,7 @@ impl Engines {
             commands: OnceLock::new(),
             modules: OnceLock::new(),
             loaded: Mutex::default(),
+            seats: Arc::new(Semaphore::new(program::SEATS)),
         }))
     }
 
@@ -131,7 +140,7 @@ impl Engines {
         if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Failure::BadCode(format!("{digest:?} is not a sha256")));
         }
-        let path = self.root.path(layout::CODE).join(format!("{digest}.cwasm"));
+        let path = self.path(digest);
         let bad = |error: wasmtime::Error| Failure::BadCode(format!("{error:#}"));
         match kind {
             Kind::HttpComponent => {
@@ -143,14 +152,47 @@ impl Engines {
             Kind::CommandComponent => {
                 let component = load::component(&self.on_demand, &path).map_err(bad)?;
                 let pre = self.commands()?.instantiate_pre(&component).map_err(missing)?;
-                Ok(Code::Command(CommandPre::new(pre).map_err(missing)?))
+                Ok(Code::Command(Program::new(digest, CommandPre::new(pre).map_err(missing)?)))
             }
             Kind::Preview1Command => {
                 let module = load::module(&self.on_demand, &path).map_err(bad)?;
                 let pre = self.modules()?.instantiate_pre(&module).map_err(missing)?;
-                Ok(Code::Preview1(pre))
+                Ok(Code::Preview1(Program::new(digest, pre)))
             }
         }
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.root.path(layout::CODE).join(format!("{digest}.cwasm"))
+    }
+
+    /// Where the next instance of a command component is made.
+    pub fn command_place<'a>(
+        &self,
+        program: &'a Program<CommandPre<GuestState>>,
+    ) -> Place<'a, CommandPre<GuestState>> {
+        program.place(&self.seats, || {
+            let pooled = self.pooled().ok()?;
+            let component = load::component(&pooled.engine, &self.path(&program.digest)).ok()?;
+            CommandPre::new(pooled.linker.instantiate_pre(&component).ok()?).ok()
+        })
+    }
+
+    /// Where the next instance of a preview1 module is made.
+    pub fn module_place<'a>(
+        &self,
+        program: &'a Program<InstancePre<Preview1State>>,
+    ) -> Place<'a, InstancePre<Preview1State>> {
+        program.place(&self.seats, || {
+            let pooled = self.pooled().ok()?;
+            let module = load::module(&pooled.engine, &self.path(&program.digest)).ok()?;
+            pooled
+                .modules
+                .get_or_init(|| module_linker(&pooled.engine).ok())
+                .as_ref()?
+                .instantiate_pre(&module)
+                .ok()
+        })
     }
 
     fn pooled(&self) -> Result<&Pooled, Failure> {
@@ -158,7 +200,7 @@ impl Engines {
             let engine = pooled_engine(self.salt.as_ref()).map_err(|error| format!("{error:#}"))?;
             let linker = component_linker(&engine).map_err(|error| format!("{error:#}"))?;
             self.ticker.add(&engine);
-            Ok(Pooled { engine, linker })
+            Ok(Pooled { engine, linker, modules: OnceLock::new() })
         });
         made.as_ref().map_err(unusable)
     }
@@ -204,6 +246,7 @@ fn pooled_engine(salt: Option<&Salt>) -> wasmtime::Result<Engine> {
         .total_stacks(POOL)
         .max_memory_size(4 << 30)
         .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_elements(TABLE_ELEMENTS)
         .table_keep_resident(64 << 10)
         // At once, so that the next instance finds the slot of the last one warm. What waits for a batch is given to nobody: with
         // batches of 32 the first requests of a runner each took a fresh slot and left its memory behind. And it saves no call, as

@@ -22,6 +22,7 @@ pub mod ledger;
 mod load;
 pub mod log;
 pub mod pods;
+pub mod program;
 pub mod publish;
 pub mod records;
 pub mod root;

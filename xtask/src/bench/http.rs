@@ -12,6 +12,7 @@ use copepod_tests::manifest::{With, container, pod};
 use copepod_tests::node::Node;
 use serde_json::json;
 
+use super::link::Link;
 use super::peers::{self, Running, await_answer, free_port};
 use super::{Report, own_programs};
 use crate::cache::Cache;
@@ -45,6 +46,7 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
     report.notes.push(peers::version(&nginx, "-v"));
     report.notes.push(peers::version(&wrk, "-v"));
     let nft = debian::program(cache, "nftables", "nft")?;
+    let link = Link::make(debian::program(cache, "iproute2", "ip")?)?;
     let hello = guests.join("hello-http.wasm");
     let folder = tempfile_in(cache)?;
 
@@ -53,9 +55,19 @@ pub(crate) fn measure(cache: &Cache, rounds: usize) -> Result<Report> {
     let mut running = Vec::new();
     step("starting the servers", || {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let port = free_port()?;
-        running.push(Running::start(Command::new(&own.plain_hyper).arg(port.to_string()))?);
-        servers.push(Server { name: "hyper", address: local(port), pids: vec![running[0].pid()] });
+        let address = local(free_port()?);
+        let hyper = Running::start(Command::new(&own.plain_hyper).arg(address.to_string()))?;
+        servers.push(Server { name: "hyper", address, pids: vec![hyper.pid()] });
+        running.push(hyper);
+
+        let address = SocketAddr::from((link.address(), 8080));
+        let hyper = Running::start(link.inside(&own.plain_hyper).arg(address.to_string()))?;
+        servers.push(Server {
+            name: "hyper, behind a link as a pod",
+            address,
+            pids: vec![hyper.pid()],
+        });
+        running.push(hyper);
 
         let port = free_port()?;
         let serve = Running::start(

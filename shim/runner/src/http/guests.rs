@@ -19,7 +19,7 @@ use crate::code::Code;
 use crate::container::Container;
 use crate::cpu;
 use crate::exit::End;
-use crate::guest::GuestState;
+use crate::guest::{GuestState, Stdio};
 use crate::ledger::Ledger;
 
 use super::notes::Notes;
@@ -69,7 +69,8 @@ impl Guests for Component {
         let Code::Http(pre) = &*self.container.code else {
             return Err(Fault::Trap("its code is no HTTP component".to_owned()));
         };
-        let mut store = self.container.new_store();
+        let stdio = Stdio::of_container(&self.container);
+        let mut store = GuestState::store(&self.container, pre.engine(), stdio, None);
         match pre.instantiate_async(&mut store).await {
             Ok(proxy) => Ok(Instance { store, proxy }),
             Err(error) => Err(self.fault(&error).unwrap_or_else(|| {

@@ -1,7 +1,7 @@
-//! `plain-hyper PORT`: hyper answering every request with one line, on one thread: the least that a Rust server can do.
+//! `plain-hyper ADDRESS:PORT`: hyper answering every request with one line, on one thread: the least that a Rust server can do.
 
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use http_body_util::Full;
@@ -11,12 +11,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
 fn main() -> Result<()> {
-    let port: u16 = std::env::args().nth(1).context("the port is missing")?.parse()?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(port))
+    let address = std::env::args().nth(1).context("the address is missing")?.parse()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(address))
 }
 
-async fn serve(port: u16) -> Result<()> {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+async fn serve(address: SocketAddr) -> Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
