@@ -3,7 +3,8 @@
 //! [`shared`] is the one that the tests of a program have in common; each uses nodes and namespaces of names of its own. A test
 //! that kills parts of it, or needs other [`settings`], starts a [`Cluster`] for itself. All of it lies in a temporary folder
 //! and goes with whoever started it, which is the guard's work. Beneath: [`authority`] makes its certificates, [`identity`] says
-//! who asks, [`audit`] what was asked. Absent: nodes; a client but kubectl; building the programs, as `cargo xtask kube` does.
+//! who asks, [`audit`] what was asked; [`member`] is a node's process,
+//! [`metrics_server`] one more program. Absent: a client but kubectl; building the programs, as `cargo xtask kube` does.
 
 pub mod audit;
 pub mod authority;
@@ -11,6 +12,8 @@ mod component;
 mod guard;
 pub mod identity;
 mod joining;
+pub mod member;
+pub mod metrics_server;
 pub mod settings;
 
 use std::io::Write;

@@ -1,17 +1,22 @@
 //! `cargo xtask demo`: the whole story once, from wasm files to requests answered while the agent is killed.
 //!
-//! It ends by itself and says what it left behind, which must be nothing. Absent: figures; a debug build tells none.
+//! Here: on one machine. [`kube`] is the same on a node of a real Kubernetes. Both end by themselves and say what they left behind,
+//! which must be nothing. Absent: figures; a debug build tells none.
 
+mod kube;
+mod load;
+
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use copepod_tests::built::Built;
-use copepod_tests::http::{self, Connection};
+use copepod_tests::http;
 use copepod_tests::node::{Node, is_root, status};
 use copepod_tests::registry::Registry;
 
+use self::load::{Met, while_asked};
 use crate::cache::{Cache, checkout};
 use crate::command::step;
 use crate::programs::Profile;
@@ -21,18 +26,17 @@ const POD: &str = "pod-of-two";
 const CONTAINERS: [&str; 2] = ["app", "sidecar"];
 /// The registry that the manifests of examples/ name.
 const NAMED: &str = "localhost:5000";
-/// How many clients ask at a time while the agent is killed.
-const CLIENTS: usize = 4;
 /// How often the agent is killed, and how long requests go on between two kills.
 const KILLS: usize = 3;
 const BETWEEN: Duration = Duration::from_millis(700);
 
-pub(crate) fn run(cache: &Cache) -> Result<()> {
+/// Runs the demo on one machine, or with `kube` on a node of a real Kubernetes.
+pub(crate) fn run(cache: &Cache, kube: bool) -> Result<()> {
     ensure!(
         is_root(),
         "the demo needs root: pods get network namespaces, routes and cgroups of their own. Try: sudo -E cargo xtask demo"
     );
-    let mut took = Took::default();
+    let took = Took::default();
     let built = took.step("build the two programs", || programs::build(cache, Profile::Dev))?;
     let guests = took.step("build the guests", || guests::build(cache))?;
     let (registry, nft) = took.step("bring docker-registry and nft", || {
@@ -42,27 +46,23 @@ pub(crate) fn run(cache: &Cache) -> Result<()> {
         ))
     })?;
     let node = Node::of(Built { copepod: built.copepod, guests, registry, nft });
-    show(&node, &mut took)?;
+    if kube {
+        let programs = took.step("bring Kubernetes' programs", || kube::Programs::bring(cache))?;
+        kube::show(node, &programs, &took)?;
+    } else {
+        show(&node, &took)?;
+    }
     took.print();
     Ok(())
 }
 
-fn show(node: &Node, took: &mut Took) -> Result<()> {
+fn show(node: &Node, took: &Took) -> Result<()> {
     let registry =
         took.step("start a registry on loopback", || Registry::start(&node.built().registry))?;
     let place = registry.address().to_string();
 
     took.step("pack the guests and push them", || {
-        for container in CONTAINERS {
-            let guest = format!("{POD}-{container}");
-            let image = format!("{place}/{guest}:1");
-            let file = node.built().guest(&guest);
-            copepod(node, &["image", "load", &file.to_string_lossy(), "--tag", &image])?;
-            copepod(node, &["image", "push", &image])?;
-            // Only the registry has it now.
-            copepod(node, &["image", "rm", &image])?;
-        }
-        Ok(())
+        CONTAINERS.iter().try_for_each(|it| push(node, &format!("{POD}-{it}"), &place))
     })?;
 
     let manifest = std::fs::read_to_string(checkout().join("examples").join(POD).join("pod.yaml"))?;
@@ -89,7 +89,7 @@ fn show(node: &Node, took: &mut Took) -> Result<()> {
     }
     println!();
 
-    let (answered, failed) = took
+    let Met { answered, failed } = took
         .step(&format!("kill the agent {KILLS} times under load"), || under_fire(node, address))?;
     println!("  {answered} requests answered, {failed} failed, 0 containers restarted");
     ensure!(failed == 0, "{failed} requests failed");
@@ -104,29 +104,10 @@ fn show(node: &Node, took: &mut Took) -> Result<()> {
     Ok(())
 }
 
-/// Kills the agent again and again while clients ask, each in turn on a kept connection and on a new one.
-fn under_fire(node: &Node, address: SocketAddr) -> Result<(u64, u64)> {
-    let over = AtomicBool::new(false);
-    let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let mut kept = Connection::open(address).ok();
-                while !over.load(Ordering::Relaxed) {
-                    let on_kept = kept
-                        .as_mut()
-                        .is_some_and(|kept| kept.get("/").is_ok_and(|it| it.status == 200));
-                    if !on_kept {
-                        kept = Connection::open(address).ok();
-                    }
-                    let on_new = http::get(address, "/").is_ok_and(|it| it.status == 200);
-                    for good in [on_kept, on_new] {
-                        (if good { &answered } else { &failed }).fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-        let killed = (0..KILLS).try_for_each(|_| {
+/// Kills the agent again and again while clients ask.
+fn under_fire(node: &Node, address: SocketAddr) -> Result<Met> {
+    while_asked(&[address], || {
+        (0..KILLS).try_for_each(|_| {
             std::thread::sleep(BETWEEN);
             let agent = node.agent().context("no agent runs")?;
             println!("  kill -9 {agent} (the agent)");
@@ -139,11 +120,18 @@ fn under_fire(node: &Node, address: SocketAddr) -> Result<(u64, u64)> {
                 ensure!(*restarts == 0, "{container} was restarted {restarts} times");
             }
             Ok(())
-        });
-        over.store(true, Ordering::Relaxed);
-        killed
-    })?;
-    Ok((answered.into_inner(), failed.into_inner()))
+        })
+    })
+}
+
+/// Has a guest's image in the registry at `place`, and nowhere else.
+fn push(node: &Node, guest: &str, place: &str) -> Result<()> {
+    let image = format!("{place}/{guest}:1");
+    let file = node.built().guest(guest);
+    copepod(node, &["image", "load", &file.to_string_lossy(), "--tag", &image])?;
+    copepod(node, &["image", "push", &image])?;
+    copepod(node, &["image", "rm", &image])?;
+    Ok(())
 }
 
 /// A `copepod` command that must succeed, shown as it is run; its standard output.
@@ -158,19 +146,19 @@ fn copepod(node: &Node, arguments: &[&str]) -> Result<String> {
 
 /// What each step took.
 #[derive(Default)]
-struct Took(Vec<(String, Duration)>);
+struct Took(RefCell<Vec<(String, Duration)>>);
 
 impl Took {
-    fn step<T>(&mut self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let begin = Instant::now();
         let result = step(what, act)?;
-        self.0.push((what.to_owned(), begin.elapsed()));
+        self.0.borrow_mut().push((what.to_owned(), begin.elapsed()));
         Ok(result)
     }
 
     fn print(&self) {
         println!("\nwhat each step took:");
-        for (what, time) in &self.0 {
+        for (what, time) in self.0.borrow().iter() {
             println!("  {:>7.2} s  {what}", time.as_secs_f64());
         }
     }

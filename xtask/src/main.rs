@@ -42,7 +42,11 @@ enum Task {
         ask: Option<kube::Ask>,
     },
     /// The whole story once: a pod of two from a registry, asked while its agent is killed. Needs root.
-    Demo,
+    Demo {
+        /// On a node of a real Kubernetes: Deployments, scaling, kubectl, an upgrade under load. Needs Go.
+        #[arg(long)]
+        kube: bool,
+    },
     /// Everything that must hold: format, lints, unit tests, end-to-end tests. Needs root for the last.
     Test {
         /// Only this: fmt, clippy, unit, e2e, or a part of an end-to-end test's name.
@@ -109,7 +113,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Guests => println!("{}", guests::build(&cache)?.display()),
         Task::Kube { ask } => kube::run(&cache, ask.as_ref())?,
-        Task::Demo => demo::run(&cache)?,
+        Task::Demo { kube } => demo::run(&cache, kube)?,
         Task::Test { only, long } => return test::run(&cache, only.as_deref(), long),
         Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
         Task::Time { count, command } => bench::print_times(count, &command)?,

@@ -2,65 +2,12 @@
 //!
 //! Absent: the machine it stands for, which is this one for all of them; their pods' addresses differ.
 
-// A failed test tells what its node said.
-#![allow(clippy::print_stderr)]
-
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-
 use copepod_tests::cluster::identity::Identity;
+pub(crate) use copepod_tests::cluster::member::{Running, address, approve_serving, text};
 use copepod_tests::cluster::{Cluster, shared};
-use copepod_tests::node::Node as OurNode;
-use copepod_tests::wait::{until, until_it_is};
+use copepod_tests::node::{Node as OurNode, is_ready};
+use copepod_tests::wait::until_it_is;
 use serde_json::{Value, json};
-
-/// `copepod node` while this lives.
-pub(crate) struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    /// Starts one with a port of its own for the kubelet's API.
-    pub(crate) fn start(node: &OurNode, arguments: &[&str]) -> Self {
-        let log = node.scratch().join("node.log");
-        let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log");
-        let mut command = node.copepod(&["node"]);
-        command.args(arguments).args(["--port", &free_port().to_string()]);
-        command.stdout(Stdio::null()).stderr(file);
-        Self { child: command.spawn().expect("the built program starts"), log }
-    }
-
-    /// What it said so far.
-    pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Ends it as a crash would.
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-    }
-}
-
-fn free_port() -> u16 {
-    let any = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
-    any.local_addr().expect("bound").port()
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("a test's paths are text")
-}
 
 /// A node of the shared cluster, whose pods say by a node selector that they are its.
 pub(crate) struct Joined {
@@ -88,13 +35,8 @@ impl Joined {
             self.cluster.kubeconfig(&Identity::node(&self.name)).expect("a kubeconfig");
         let arguments = ["--kubeconfig", text(&kubeconfig), "--node-name", &self.name];
         self.running = Some(Running::start(&self.node, &[&arguments, more].concat()));
-        let ready = |node: &Value| {
-            node["status"]["conditions"].as_array().is_some_and(|all| {
-                all.iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
-            })
-        };
         let get = || self.get("node", &self.name);
-        until_it_is("the node to be ready", get, ready, |node| node["status"].to_string());
+        until_it_is("the node to be ready", get, is_ready, |node| node["status"].to_string());
     }
 
     /// Approves the certificate that the kubelet's API asks for, as an administrator does.
@@ -174,7 +116,7 @@ impl Joined {
         until_it_is(
             &format!("{count} pods to be ready"),
             || self.pods(),
-            |pods| pods.len() == count && pods.iter().all(copepod_tests::node::is_ready),
+            |pods| pods.len() == count && pods.iter().all(is_ready),
             |pods| {
                 let statuses: Vec<_> = pods.iter().map(|pod| pod["status"].to_string()).collect();
                 format!("{}\n{}", statuses.join("\n"), self.log())
@@ -205,27 +147,4 @@ impl Drop for Joined {
         self.cluster.kubectl(&["delete", "node", &self.name, "--wait=false"]);
         self.running = None;
     }
-}
-
-/// Approves the serving certificate that a node asks for, and waits until the node has it.
-pub(crate) fn approve_serving(cluster: &Cluster, node: &OurNode, name: &str) {
-    let user = format!("system:node:{name}");
-    let request = until("a request for a serving certificate", || {
-        let signer = "spec.signerName=kubernetes.io/kubelet-serving";
-        let listed = cluster.ok(&["get", "csr", "--field-selector", signer, "--output", "json"]);
-        let list: Value = serde_json::from_str(&listed).ok()?;
-        let all = list["items"].as_array()?.clone();
-        let own = all.into_iter().find(|it| it["spec"]["username"] == user.as_str())?;
-        own["metadata"]["name"].as_str().map(str::to_owned)
-    });
-    cluster.ok(&["certificate", "approve", &request]);
-    until("the serving certificate", || {
-        node.data().join("pki/serving.pem").is_file().then_some(())
-    });
-}
-
-/// An address of a pod's port.
-pub(crate) fn address(pod: &Value, port: u16) -> SocketAddr {
-    let ip = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok());
-    SocketAddr::new(ip.expect("a pod's address"), port)
 }
