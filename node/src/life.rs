@@ -123,26 +123,42 @@ impl Sandbox {
 impl PodLife {
     /// Takes a pod on, or says all that is wrong with it. Missing fields get the API server's defaults.
     pub fn admit(pod: Pod, ceilings: &NodeCeilings, now: Timestamp) -> Result<Self, Vec<Refusal>> {
-        let mut pod = pod;
-        defaults::apply(&mut pod);
-        let mut wrong = fields::check(&pod);
-        wrong.extend(validate::check(&pod));
-        if let Err(refusals) = annotations::parse(&pod, ceilings) {
-            wrong.extend(refusals);
+        let (pod, spec) = judge(pod, ceilings)?;
+        let mut life = Self::new(Arc::new(pod), spec, now);
+        life.record(Fact::Admitted, now);
+        Ok(life)
+    }
+
+    /// Goes on with another version of the pod: containers whose image has another name are ended and started anew, whatever the
+    /// restart policy; another deadline counts; all else is for the next start, and for the volumes that show it. Nothing is
+    /// journaled but what follows: whoever keeps the pod puts this version in the place of the last.
+    ///
+    /// # Errors
+    /// All that is wrong with it. The pod stays as it is then.
+    pub fn update(
+        &mut self,
+        pod: Pod,
+        ceilings: &NodeCeilings,
+        now: Timestamp,
+    ) -> Result<(), Vec<Refusal>> {
+        let (pod, spec) = judge(pod, ceilings)?;
+        let names = |spec: &LifeSpec| -> Vec<_> {
+            spec.containers.iter().map(|container| container.name.clone()).collect()
+        };
+        if names(&spec) != names(&self.spec) {
+            let why = "the containers of a pod stay the same for its life";
+            return Err(vec![Refusal::new("spec.containers", why)]);
         }
-        match LifeSpec::parse(&pod) {
-            Ok(spec) if wrong.is_empty() => {
-                let mut life = Self::new(Arc::new(pod), spec, now);
-                life.record(Fact::Admitted, now);
-                Ok(life)
-            }
-            Ok(_) => Err(wrong),
-            Err(refusals) => {
-                wrong.extend(refusals);
-                wrong.dedup();
-                Err(wrong)
+        for (slot, container) in self.slots.iter_mut().zip(&spec.containers) {
+            let is_other = slot.spec.image != container.image;
+            slot.spec = container.clone();
+            if is_other {
+                slot.image_changed();
             }
         }
+        (self.pod, self.spec) = (Arc::new(pod), spec);
+        self.settle(now);
+        Ok(())
     }
 
     /// The same life again, after a restart of the agent: `pod` as it was admitted, and its facts in their order.
@@ -281,6 +297,25 @@ impl PodLife {
             message,
             field_path,
         });
+    }
+}
+
+/// The pod with its defaults, and what decides its life; or all that is wrong with it.
+fn judge(mut pod: Pod, ceilings: &NodeCeilings) -> Result<(Pod, LifeSpec), Vec<Refusal>> {
+    defaults::apply(&mut pod);
+    let mut wrong = fields::check(&pod);
+    wrong.extend(validate::check(&pod));
+    if let Err(refusals) = annotations::parse(&pod, ceilings) {
+        wrong.extend(refusals);
+    }
+    match LifeSpec::parse(&pod) {
+        Ok(spec) if wrong.is_empty() => Ok((pod, spec)),
+        Ok(_) => Err(wrong),
+        Err(refusals) => {
+            wrong.extend(refusals);
+            wrong.dedup();
+            Err(wrong)
+        }
     }
 }
 

@@ -136,7 +136,7 @@ impl Owner {
         let stored = Stored {
             domain: domain_of(&pod, &uid),
             pod,
-            objects: objects.into(),
+            objects: Arc::new(objects.into()),
             publish,
             credentials: run.credentials.clone(),
             ip: IpAddr::V4(ip),

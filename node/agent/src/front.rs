@@ -15,6 +15,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use copepod_image::Listed;
+use copepod_node::Refusal;
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::life::{PodEvent, PodLife};
 use jiff::Timestamp;
@@ -24,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::accept::domain_of;
 use crate::api::{Call, PodName, Reply};
+use crate::causes::with_causes;
 use crate::owner::{Asked, Owner, Wake};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
@@ -94,6 +97,7 @@ pub struct Known {
 #[derive(Debug)]
 pub(crate) enum Ask {
     TakeOn { pod: Box<Pod>, objects: PodObjects, answer: oneshot::Sender<Result<(), Vec<String>>> },
+    Update { pod: Box<Pod>, answer: oneshot::Sender<Result<(), Vec<String>>> },
     End { uid: String, grace: Duration },
     Forget { uid: String },
     Known { answer: oneshot::Sender<HashMap<String, Known>> },
@@ -158,6 +162,17 @@ impl Front {
         answered.await.unwrap_or_else(|_| Err(vec!["the agent is ending".into()]))
     }
 
+    /// Goes on with a pod by another version of its spec and of its labels and annotations ([`PodLife::update`]). What the pod has
+    /// from this node alone stays.
+    ///
+    /// # Errors
+    /// All that is wrong with it, each a sentence that names the field; the pod goes on as it was.
+    pub async fn update(&self, pod: Pod) -> Result<(), Vec<String>> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Update { pod: Box::new(pod), answer }).await;
+        answered.await.unwrap_or_else(|_| Err(vec!["the agent is ending".into()]))
+    }
+
     /// Ends a pod within `grace` from now; a later call may shorten that and never lengthens it. It stays known.
     pub async fn end(&self, uid: &str, grace: Duration) {
         self.ask(Ask::End { uid: uid.to_owned(), grace }).await;
@@ -178,6 +193,18 @@ impl Front {
         let (answer, answered) = oneshot::channel();
         self.ask(Ask::Known { answer }).await;
         answered.await.unwrap_or_default()
+    }
+
+    /// The images that are on this node's disk.
+    ///
+    /// # Errors
+    /// The disk's, as a sentence.
+    pub async fn images(&self) -> Result<Vec<Listed>, String> {
+        let images = self.performer.images.clone();
+        match tokio::task::spawn_blocking(move || images.list()).await {
+            Ok(listed) => listed.map_err(|error| with_causes(&error)),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Asks as a client of the agent's socket does; the replies end with the call.
@@ -226,6 +253,9 @@ impl Owner {
             Ask::TakeOn { pod, objects, answer } => {
                 let _ = answer.send(self.take_on(*pod, objects, touched));
             }
+            Ask::Update { pod, answer } => {
+                let _ = answer.send(self.update(*pod, touched));
+            }
             Ask::End { uid, grace } => {
                 self.observe(&uid, PodEvent::DeleteAsked { grace: Some(grace) }, touched);
             }
@@ -251,6 +281,17 @@ impl Owner {
         }
     }
 
+    fn update(&mut self, pod: Pod, touched: &mut BTreeSet<String>) -> Result<(), Vec<String>> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let Some(entry) = self.pods.get_mut(&uid) else { return Ok(()) };
+        entry.life.update(pod, &NodeCeilings::default(), Timestamp::now()).map_err(sentences)?;
+        entry.world = Arc::new(entry.world.with_pod(entry.life.pod().clone()));
+        // Onto the disk in the background. Where a crash comes before, whoever brought this version finds that it is not here.
+        self.performer.refresh(&entry.world, &self.store);
+        touched.insert(uid);
+        Ok(())
+    }
+
     fn take_on(
         &mut self,
         pod: Pod,
@@ -268,15 +309,14 @@ impl Owner {
             }
         }
         let now = Timestamp::now();
-        let life = PodLife::admit(pod, &NodeCeilings::default(), now)
-            .map_err(|refusals| refusals.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let life = PodLife::admit(pod, &NodeCeilings::default(), now).map_err(sentences)?;
         let ip = self.addresses.take().ok_or_else(|| {
             vec![format!("all {} pod addresses are taken", self.addresses.block())]
         })?;
         let stored = Stored {
             domain: domain_of(life.pod(), &uid),
             pod: life.pod().clone(),
-            objects: objects.into(),
+            objects: Arc::new(objects.into()),
             publish: Vec::new(),
             credentials: Vec::new(),
             ip: IpAddr::V4(ip),
@@ -297,6 +337,10 @@ impl Owner {
         touched.insert(uid);
         Ok(())
     }
+}
+
+fn sentences(refusals: Vec<Refusal>) -> Vec<String> {
+    refusals.iter().map(ToString::to_string).collect()
 }
 
 /// What a pod wants to mount of the machine and may not: anything not beneath `allowed`.

@@ -184,6 +184,10 @@ impl Owner {
 
     pub(crate) fn observe(&mut self, uid: &str, event: PodEvent, touched: &mut BTreeSet<String>) {
         if let Some(entry) = self.pods.get_mut(uid) {
+            // The set-up may have begun with the version before.
+            if entry.world.was_changed() && matches!(event, PodEvent::SetUp { .. }) {
+                self.performer.refresh(&entry.world, &self.store);
+            }
             entry.life.observe(event, Timestamp::now());
             touched.insert(uid.to_owned());
         }
@@ -320,7 +324,7 @@ impl Owner {
                 self.due.insert((at, uid.clone()));
             }
             if entry.life.is_over() {
-                entry.world.over.store(true, Ordering::Relaxed);
+                entry.world.going_on.over.store(true, Ordering::Relaxed);
             }
             actions.push((entry.world.clone(), planned));
             changed.push(uid);
@@ -368,7 +372,7 @@ impl Owner {
             }
             // The logs first: while the pod's own folder is there, the next agent forgets it again.
             let _ = std::fs::remove_dir_all(&entry.world.logs);
-            *entry.world.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *entry.world.going_on.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");
             }

@@ -142,7 +142,7 @@ impl Performer {
                 self.stop(world, container, attempt, deadline).await
             }
             Action::TearDown => {
-                world.cancelled.send_replace(true);
+                world.going_on.cancelled.send_replace(true);
                 if let Err(failed) = sandbox::tear_down(self, world).await {
                     tracing::error!(
                         uid = world.uid,
@@ -207,7 +207,7 @@ impl Performer {
         image: &str,
         policy: PullPolicy,
     ) -> Option<PodEvent> {
-        let mut cancelled = world.cancelled.subscribe();
+        let mut cancelled = world.going_on.cancelled.subscribe();
         let ready = tokio::select! {
             ready = self.ready_image(world, image, policy) => ready,
             // Torn down meanwhile: nobody waits for the answer.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use copepod_node::annotations::{self, NodeCeilings, PodOptions};
@@ -113,6 +114,17 @@ pub(crate) struct World {
     pub(crate) logs: PathBuf,
     /// What its annotations ask for.
     pub(crate) options: PodOptions,
+    /// Which version of the pod this is, since the agent's start.
+    version: u64,
+    /// What goes on from one version of the pod's spec to the next.
+    pub(crate) going_on: std::sync::Arc<GoingOn>,
+}
+
+/// What has been found out and done for a pod, whichever version of its spec it has.
+#[derive(Debug)]
+pub(crate) struct GoingOn {
+    /// The newest version of the pod.
+    newest: AtomicU64,
     /// Each container's image and code, once they are here.
     pub(crate) images: Mutex<HashMap<String, std::sync::Arc<ReadyImage>>>,
     /// Published listeners until the runner has them.
@@ -155,12 +167,34 @@ impl World {
             options: annotations::parse(&stored.pod, &NodeCeilings::default()).unwrap_or_default(),
             stored,
             host_ips,
-            images: Mutex::default(),
-            listeners: Mutex::new(listeners),
-            over: false.into(),
-            cancelled: tokio::sync::watch::Sender::new(false),
-            files: Mutex::default(),
-            kept: Mutex::new(Some(0)),
+            version: 0,
+            going_on: std::sync::Arc::new(GoingOn {
+                newest: 0.into(),
+                images: Mutex::default(),
+                listeners: Mutex::new(listeners),
+                over: false.into(),
+                cancelled: tokio::sync::watch::Sender::new(false),
+                files: Mutex::default(),
+                kept: Mutex::new(Some(0)),
+            }),
+        }
+    }
+
+    /// The same with another version of the pod's spec. Who acts by the older one ends what it has begun.
+    pub(crate) fn with_pod(&self, pod: std::sync::Arc<Pod>) -> Self {
+        let stored = Stored { pod, ..self.stored.clone() };
+        // What is on disk is the older one's.
+        stored.objects.touch();
+        let version = self.version + 1;
+        self.going_on.newest.store(version, Ordering::Relaxed);
+        Self {
+            version,
+            uid: self.uid.clone(),
+            options: annotations::parse(&stored.pod, &NodeCeilings::default()).unwrap_or_default(),
+            stored,
+            host_ips: self.host_ips.clone(),
+            logs: self.logs.clone(),
+            going_on: self.going_on.clone(),
         }
     }
 
@@ -200,18 +234,28 @@ impl World {
         }
     }
 
+    /// There is no newer version of the pod.
+    pub(crate) fn is_newest(&self) -> bool {
+        self.going_on.newest.load(Ordering::Relaxed) == self.version
+    }
+
+    /// The pod has been changed since the agent's start.
+    pub(crate) fn was_changed(&self) -> bool {
+        self.version > 0
+    }
+
     /// Whether nothing of it will run again, as those who act for it may know.
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(std::sync::atomic::Ordering::Relaxed)
+        self.going_on.over.load(Ordering::Relaxed)
     }
 
     pub(crate) fn image(&self, container: &str) -> Option<std::sync::Arc<ReadyImage>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
+        self.going_on.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
     }
 
     /// The manifests of its containers' images, as far as they are known.
     pub(crate) fn image_digests(&self) -> Vec<copepod_image::Digest> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let images = self.going_on.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.values().map(|ready| ready.image.digest.clone()).collect()
     }
 
@@ -221,7 +265,7 @@ impl World {
         image: ReadyImage,
     ) -> std::sync::Arc<ReadyImage> {
         let image = std::sync::Arc::new(image);
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut images = self.going_on.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.insert(container.to_owned(), image.clone());
         image
     }

@@ -218,7 +218,7 @@ async fn run(
         let host_ips = owner.performer.node.facts.ips.clone();
         let world = World::new(&data, uid.clone(), stored, host_ips, Vec::new());
         if life.is_over() {
-            world.over.store(true, Ordering::Relaxed);
+            world.going_on.over.store(true, Ordering::Relaxed);
         } else {
             match found.remove(&uid) {
                 Some(tree) => alive.entry(tree).or_default().push(uid.clone()),

@@ -114,7 +114,7 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
         let root = live.domain.root().to_owned();
-        let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = world.going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
         // The one in `rw` goes last: by it the next agent knows that something of the pod may be left here.
         for folder in [layout::RO, layout::MNT, layout::LOGS, layout::RW] {
             let path = below(&root, folder).join(&world.uid);
@@ -259,7 +259,7 @@ fn write_volumes(
     if !world.volumes().iter().any(volumes::is_written_by_agent) {
         return Ok(());
     }
-    let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = world.going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
     // It is not set up, or torn down: without the lock that could be so just behind this look.
     if !below(root, layout::RW).join(&world.uid).exists() {
         return Ok(());
@@ -291,11 +291,15 @@ pub(crate) fn refresh(
     home: Option<(PathBuf, u32)>,
 ) -> Result<(), SetUpFailed> {
     let (_, revision) = world.stored.objects.with_revision();
+    // The newest version's own refresh does what is left.
+    if !world.is_newest() {
+        return Ok(());
+    }
     if let Some((root, uid)) = home {
         write_volumes(performer, world, &root, uid)?;
     }
-    let mut kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.is_some_and(|kept| kept < revision) {
+    let mut kept = world.going_on.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if world.is_newest() && kept.is_some_and(|kept| kept < revision) {
         let put = store.put_revision(&world.uid, &world.stored, revision).map_err(|error| {
             let message = format!("what the pod refers to cannot be kept: {error}");
             SetUpFailed { reason: "FailedMount", message }
@@ -432,7 +436,8 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
 /// the pod, of which nothing has run yet where it is set up.
 async fn reopen_published(world: &World, live: &Live) -> Result<(), SetUpFailed> {
     let wanted = &world.stored.publish;
-    let is_open = !world.listeners.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+    let is_open =
+        !world.going_on.listeners.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
     if is_open || wanted.is_empty() {
         return Ok(());
     }
@@ -446,13 +451,13 @@ async fn reopen_published(world: &World, live: &Live) -> Result<(), SetUpFailed>
         })?;
         opened.push((listener, one.pod_port));
     }
-    *world.listeners.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+    *world.going_on.listeners.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     Ok(())
 }
 
 async fn publish(world: &World, live: &Live) -> Result<(), SetUpFailed> {
     let listeners = {
-        let held = world.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = world.going_on.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let cloned: io::Result<Vec<_>> =
             held.iter().map(|(listener, port)| Ok((listener.try_clone()?, *port))).collect();
         cloned.map_err(SetUpFailed::sandbox)?
@@ -662,7 +667,7 @@ fn write_part(
     files: &[PlannedFile],
     group: u32,
 ) -> io::Result<String> {
-    let _alone = world.files.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = world.going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
     files::write_once(&files_folder(world, root)?.join(name), files, group)?;
     Ok(format!("{}/{}/{name}", layout::RO, world.uid))
 }

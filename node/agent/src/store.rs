@@ -21,14 +21,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::api::{Publish, RegistryCredentials};
 use crate::journal::write_whole;
 
-/// A pod as it was accepted.
-#[derive(Debug, Serialize, Deserialize)]
+/// A pod as it was accepted, or as it was changed since.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Stored {
     /// The pod, defaulted, with its UID; shared with its life.
     pub(crate) pod: Arc<Pod>,
     /// What it names, as of now.
     #[serde(flatten)]
-    pub(crate) objects: CurrentObjects,
+    pub(crate) objects: Arc<CurrentObjects>,
     /// Its published ports.
     pub(crate) publish: Vec<Publish>,
     /// Credentials for its images.
@@ -133,6 +133,11 @@ impl CurrentObjects {
         let Current { objects, revision } =
             self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (objects, revision)
+    }
+
+    /// Counts as a change of what is on disk, where something beside the objects has changed.
+    pub(crate) fn touch(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).revision += 1;
     }
 
     /// Puts others in their place, and says whether they differ in anything.

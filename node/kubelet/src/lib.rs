@@ -3,7 +3,7 @@
 //! Start at [`run`], from the start of `copepod node` to its end; [`settings`] is what it is told. Then who it is to the API server:
 //! [`identity`] and [`connection`], with [`trouble`] for what goes wrong on the way; [`bootstrap`], [`csr`], [`pki`] and [`rotation`]
 //! are how it comes to certificates, and to newer ones. The node itself: [`machine`] and [`pressure`]
-//! look, [`node_object`] decides what to tell, [`register`], [`own_node`], [`heartbeat`] and [`lease`] tell it; [`joined`] is kept.
+//! look, [`images`] lists, [`node_object`] decides what to tell, [`register`], [`own_node`], [`heartbeat`] and [`lease`] tell it; [`joined`] is kept.
 //! [`admission`] judges the pods that are bound to it, and [`pods`] brings them to the agent and their status back. [`server`] is the
 //! kubelet's HTTPS API.
 //!
@@ -18,6 +18,7 @@ pub mod csr;
 mod fake;
 pub mod heartbeat;
 pub mod identity;
+pub mod images;
 pub mod joined;
 pub mod lease;
 pub mod machine;

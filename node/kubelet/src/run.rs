@@ -38,7 +38,7 @@ use crate::server::pods::Here;
 use crate::server::{Server, ServerSettings};
 use crate::settings::{Masquerade, NodeSettings};
 use crate::trouble::explain;
-use crate::{lease, own_node, rotation};
+use crate::{images, lease, own_node, rotation};
 
 /// Features of Kubernetes that the scheduler may count on here: none before it works (kubelet.md N14).
 pub const FEATURES: &[&str] = &[];
@@ -350,10 +350,12 @@ impl Side {
             .map_err(NodeError::Begin)?;
         register(&Api::all(client.clone()), known, &server).await?;
         let own = own_node::follow(streams.clone(), &settings.node_name);
+        let images_of = front.clone();
         let keeper =
             KeeperSettings { client: client.clone(), streams, node, own: own.clone(), front, book };
         tokio::spawn(Keeper::new(keeper).run());
-        let (_state, state) = watch::channel(up);
+        let (told, state) = watch::channel(up);
+        tokio::spawn(images::tell(images_of, told));
         let heartbeat = Heartbeat {
             client,
             server: server.clone(),

@@ -71,6 +71,8 @@ pub(crate) enum Image {
     Wanted,
     /// Asked for.
     Asked,
+    /// Asked for by a name that the spec has another for since: the answer is of no use.
+    Superseded,
     /// Here.
     Here,
 }
@@ -98,6 +100,9 @@ pub(crate) struct Starting {
     /// What the pod refers to has changed since.
     #[serde(skip)]
     pub(crate) outdated: bool,
+    /// As in [`Running`].
+    #[serde(default)]
+    pub(crate) image: Option<Arc<str>>,
 }
 
 /// A live instance.
@@ -116,6 +121,12 @@ pub(crate) struct Running {
     #[serde(skip)]
     pub(crate) probers: Probers,
     pub(crate) ending: Option<Ending>,
+    /// The image that it was started from, as the spec named it; none: an agent sent it that did not say.
+    #[serde(default)]
+    pub(crate) image: Option<Arc<str>>,
+    /// It ends so that another image takes its place, whatever the restart policy says.
+    #[serde(default)]
+    pub(crate) replaced: bool,
 }
 
 /// A hook of one run.
@@ -219,7 +230,7 @@ impl Slot {
     /// When a waiting container may go on; none where it is not waiting, in work, or held for good.
     pub(crate) fn due(&self) -> Option<Timestamp> {
         let State::Waiting(waiting) = &self.state else { return None };
-        if waiting.image == Image::Asked {
+        if matches!(waiting.image, Image::Asked | Image::Superseded) {
             return None;
         }
         let crashed = waiting.crashed.map_or(Timestamp::MIN, |(until, _)| until);
@@ -227,15 +238,33 @@ impl Slot {
         Some(crashed.max(held))
     }
 
+    /// It runs from another image than the spec names now. An init container runs to its end.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let State::Running(Running { image: Some(image), .. }) = &self.state else { return false };
+        *image != self.spec.image && self.spec.role != Role::Init
+    }
+
+    /// The spec names another image from now on; whatever was found out about the one before is of no use.
+    pub(crate) fn image_changed(&mut self) {
+        self.trouble.take_if(|trouble| trouble.image);
+        if let State::Waiting(waiting) = &mut self.state {
+            waiting.crashed = None;
+            waiting.image = match waiting.image {
+                Image::Asked | Image::Superseded => Image::Superseded,
+                Image::Wanted | Image::Here => Image::Wanted,
+            };
+        }
+    }
+
     /// Waiting → Starting.
-    pub(crate) fn sent(&mut self, attempt: u32, now: Timestamp) {
+    pub(crate) fn sent(&mut self, attempt: u32, image: Option<Arc<str>>, now: Timestamp) {
         if attempt >= self.sent {
             self.sent = attempt + 1;
             if let Some(last) = &self.last {
                 self.crashes.restarted(last.exit.finished_at, now);
             }
         }
-        self.state = State::Starting(Starting { attempt, confirmed: true, outdated: false });
+        self.state = State::Starting(Starting { attempt, confirmed: true, outdated: false, image });
     }
 
     /// Starting → Waiting: it never ran.
@@ -250,6 +279,10 @@ impl Slot {
         let spec = &self.spec;
         let post_start = if spec.post_start.is_some() { Hook::Due } else { Hook::Over };
         let started = post_start == Hook::Over && spec.startup.is_none();
+        let image = match &mut self.state {
+            State::Starting(starting) => starting.image.take(),
+            _ => None,
+        };
         self.state = State::Running(Running {
             attempt,
             since,
@@ -259,6 +292,8 @@ impl Slot {
             ready: started && spec.readiness.is_none(),
             probers: Probers::default(),
             ending: None,
+            image,
+            replaced: false,
         });
     }
 
@@ -266,14 +301,15 @@ impl Slot {
     pub(crate) fn exited(&mut self, attempt: u32, exit: ExitRecord, restarts: bool) {
         self.attempts = attempt + 1;
         self.trouble = None;
+        let replaced = matches!(&self.state, State::Running(running) if running.replaced);
         // An attempt replayed without its sending (a fast exit) still counts as sent.
         self.sent = self.sent.max(self.attempts);
         let ended = Ended { attempt: Some(attempt), exit };
-        self.state = if restarts && self.spec.restart.restarts_after(ended.exit.code) {
-            let waiting = Waiting {
-                crashed: Some(self.crashes.after(ended.exit.finished_at)),
-                image: Image::Wanted,
-            };
+        self.state = if restarts && (replaced || self.spec.restart.restarts_after(ended.exit.code))
+        {
+            // Of another image nothing is known that would hold it back.
+            let crashed = (!replaced).then(|| self.crashes.after(ended.exit.finished_at));
+            let waiting = Waiting { crashed, image: Image::Wanted };
             self.last = Some(ended);
             State::Waiting(waiting)
         } else {

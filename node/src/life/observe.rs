@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{
     EndReason, ExitRecord, Fact, HookKind, PodEvent, PodLife, ProbeKind, ProbeResult, Pulled,
-    RestartPolicy, Role, Sandbox, Stage, State,
+    RestartPolicy, Role, Sandbox, Slot, Stage, State,
     backoff::{self, go_duration, later},
     container::{Hook, Image, Trouble, lost},
     probe::{Verdict, probe_of},
@@ -128,6 +128,16 @@ impl PodLife {
         self.record(Fact::SandboxLost, now);
     }
 
+    /// The container, where its image's answer is awaited; the answer for one that the spec no longer names is of no use.
+    fn awaited(&mut self, container: &ContainerName) -> Option<usize> {
+        if let Some(Slot { state: State::Waiting(waiting), .. }) = self.slot_mut(container)
+            && waiting.image == Image::Superseded
+        {
+            waiting.image = Image::Wanted;
+        }
+        self.pulling(container)
+    }
+
     /// The container, while its image is asked for.
     fn pulling(&self, container: &ContainerName) -> Option<usize> {
         let i = self.slot_index(container)?;
@@ -142,7 +152,7 @@ impl PodLife {
         pulled: Option<Pulled>,
         now: Timestamp,
     ) {
-        let Some(i) = self.pulling(container) else { return };
+        let Some(i) = self.awaited(container) else { return };
         let slot = &mut self.slots[i];
         if let State::Waiting(waiting) = &mut slot.state {
             waiting.image = Image::Here;
@@ -174,7 +184,7 @@ impl PodLife {
         retry: bool,
         now: Timestamp,
     ) {
-        let Some(i) = self.pulling(container) else { return };
+        let Some(i) = self.awaited(container) else { return };
         let slot = &mut self.slots[i];
         if let State::Waiting(waiting) = &mut slot.state {
             waiting.image = Image::Wanted;
@@ -361,7 +371,7 @@ impl PodLife {
         let message = format!("Container {container} failed {why}{then}");
         self.event(false, "Killing", message, Some(i));
         let deadline = later(now, grace.unwrap_or(self.spec.grace));
-        self.record(Fact::ContainerEnds { container, deadline }, now);
+        self.record(Fact::ContainerEnds { container, deadline, replaced: false }, now);
     }
 
     fn hooked(
@@ -385,7 +395,10 @@ impl PodLife {
                         self.event(true, "FailedPostStartHook", message, Some(i));
                         self.event(false, "Killing", "FailedPostStartHook".to_owned(), Some(i));
                         let deadline = later(now, grace);
-                        self.record(Fact::ContainerEnds { container, deadline }, now);
+                        self.record(
+                            Fact::ContainerEnds { container, deadline, replaced: false },
+                            now,
+                        );
                     }
                 }
             },

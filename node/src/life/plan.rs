@@ -27,6 +27,7 @@ impl PodLife {
         }
         match &mut self.stage {
             Stage::Live => {
+                self.plan_replacements(now);
                 self.plan_stops(now, &mut actions);
                 self.plan_sandbox(now, &mut actions);
                 self.plan_starts(now, &mut actions);
@@ -131,10 +132,12 @@ impl PodLife {
                 }
                 Image::Here => {
                     let attempt = slot.attempts;
-                    self.record(Fact::AttemptSent { container: container.clone(), attempt }, now);
+                    let image = Some(slot.spec.image.clone());
+                    let sent = Fact::AttemptSent { container: container.clone(), attempt, image };
+                    self.record(sent, now);
                     actions.push(Action::Start { container, attempt });
                 }
-                Image::Asked => break,
+                Image::Asked | Image::Superseded => break,
             }
         }
     }
@@ -177,6 +180,22 @@ impl PodLife {
                     timeout: probe.timeout,
                 });
             }
+        }
+    }
+
+    /// Ends what runs from another image than the spec names by now.
+    fn plan_replacements(&mut self, now: Timestamp) {
+        for i in 0..self.slots.len() {
+            let slot = &self.slots[i];
+            let State::Running(running) = &slot.state else { continue };
+            if !slot.is_outdated() || !running.confirmed || running.ending.is_some() {
+                continue;
+            }
+            let container = slot.spec.name.clone();
+            let message = format!("Container {container} definition changed, will be restarted");
+            self.event(false, "Killing", message, Some(i));
+            let deadline = later(now, self.spec.grace);
+            self.record(Fact::ContainerEnds { container, deadline, replaced: true }, now);
         }
     }
 

@@ -28,9 +28,9 @@ impl PodLife {
                     slot.image_id = Some(image_id.clone());
                 }
             }
-            Fact::AttemptSent { container, attempt } => {
+            Fact::AttemptSent { container, attempt, image } => {
                 if let Some(slot) = self.slot_mut(container) {
-                    slot.sent(*attempt, at);
+                    slot.sent(*attempt, image.clone(), at);
                 }
             }
             Fact::AttemptUnsent { container, .. } => {
@@ -65,10 +65,11 @@ impl PodLife {
                     (running.started, running.ready) = (*started, *ready);
                 }
             }
-            Fact::ContainerEnds { container, deadline } => {
+            Fact::ContainerEnds { container, deadline, replaced } => {
                 if let Some(slot) = self.slot_mut(container)
                     && let State::Running(running) = &mut slot.state
                 {
+                    running.replaced |= replaced;
                     running.end(&slot.spec, *deadline, false);
                 }
             }

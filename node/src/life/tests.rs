@@ -4,4 +4,5 @@ mod order;
 mod probes;
 mod recovery;
 mod restarts;
+mod update;
 mod world;

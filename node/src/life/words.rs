@@ -311,6 +311,9 @@ pub enum Fact {
         container: ContainerName,
         /// Which attempt.
         attempt: u32,
+        /// Its image, as the spec names it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        image: Option<Arc<str>>,
     },
     /// The attempt never ran; its number is free again.
     AttemptUnsent {
@@ -348,6 +351,9 @@ pub enum Fact {
         container: ContainerName,
         /// When it is over.
         deadline: Timestamp,
+        /// Another image takes its place, whatever the restart policy says.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replaced: bool,
     },
     /// The preStop hook is done or given up.
     PreStopDone {

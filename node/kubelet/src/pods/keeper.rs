@@ -20,7 +20,7 @@ use super::plan::{Local, Step, Tracked, pause};
 use super::references::Objects;
 use super::refused;
 use super::roster::Roster;
-use super::seen::Seen;
+use super::seen::{Form, Seen};
 use super::told::Book;
 use crate::admission::{self, Taken};
 use crate::own_node::OwnNode;
@@ -73,6 +73,10 @@ enum Outcome {
     Refused { generation: Option<i64>, status: Box<PodStatus>, why: String },
     /// The API server's new copy, after this patch.
     Written(Box<Pod>, serde_json::Value),
+    /// The agent goes by this form of the pod now.
+    Updated(Form),
+    /// The agent does not go on with this form of the pod; it runs as it was.
+    Unfit(Form, String),
     /// Nothing else to know; the API server or the agent will tell.
     Made,
     /// The API server has no such pod any more, or another one of that name.
@@ -105,7 +109,8 @@ impl Keeper {
             self.objects.hold(&uid, &known.pod);
             self.count(&uid, &known.pod, known.over);
             let local = Local::Here { over: known.over };
-            self.roster.pods.insert(uid, Tracked { local, ..Tracked::new() });
+            let given = Some(Form::of(&known.pod));
+            self.roster.pods.insert(uid, Tracked { local, given, ..Tracked::new() });
         }
         tokio::spawn(self.objects.clone().refresh(self.of.front.clone()));
         // Pods are judged by the node's object: none is looked at before it is there.
@@ -154,6 +159,7 @@ impl Keeper {
         let tracked = self.roster.pods.entry(uid.clone()).or_default();
         let was_same = tracked.status.as_ref() == Some(&news.status);
         tracked.local = Local::Here { over: news.over };
+        tracked.given = Some(Form::of(&news.pod));
         if !was_same {
             tracked.changed = Some(Instant::now());
             tracked.status = Some(news.status);
@@ -199,6 +205,14 @@ impl Keeper {
                     self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
                 }
                 self.uncount(&uid);
+            }
+            Outcome::Updated(form) => tracked.given = Some(form),
+            Outcome::Unfit(form, why) => {
+                tracked.unfit = Some(form);
+                if let Some(seen) = &tracked.seen {
+                    let event = NewEvent::warning(refused::REASON, why);
+                    self.events.tell(&subject_of(seen.name.clone(), uid.clone()), event);
+                }
             }
             Outcome::Written(pod, patch) => {
                 let version = Seen::version_of(&pod);
@@ -283,7 +297,7 @@ impl Keeper {
                 tracked.local = Local::Unknown;
                 tracked.status = None;
             }
-            Step::TakeOn | Step::Write(_) | Step::Fail | Step::Delete => {}
+            Step::TakeOn | Step::Update | Step::Write(_) | Step::Fail | Step::Delete => {}
         }
         tracked.busy = true;
         let seen = tracked.seen.clone();
@@ -319,6 +333,7 @@ impl Work {
     async fn make(&self, step: Step, seen: &Seen) -> Outcome {
         match step {
             Step::TakeOn => self.take_on(seen).await,
+            Step::Update => self.update(seen).await,
             Step::End(grace) => {
                 self.front.end(&seen.uid, grace).await;
                 Outcome::Made
@@ -338,13 +353,9 @@ impl Work {
     }
 
     async fn take_on(&self, seen: &Seen) -> Outcome {
-        let pod = match &seen.pod {
-            Some(pod) => pod.clone(),
-            None => match self.pods(seen).get_opt(&seen.name.name).await {
-                Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(&seen.uid) => Arc::new(pod),
-                Ok(_) => return Outcome::Gone,
-                Err(error) => return failed(&error),
-            },
+        let pod = match self.pod(seen).await {
+            Ok(pod) => pod,
+            Err(outcome) => return outcome,
         };
         let objects = match self.objects.of(&pod).await {
             Ok(objects) => objects,
@@ -357,6 +368,38 @@ impl Work {
                 let why = reasons.join("; ");
                 Outcome::Refused { generation: seen.generation, status: Box::new(status), why }
             }
+        }
+    }
+
+    async fn update(&self, seen: &Seen) -> Outcome {
+        let pod = match self.pod(seen).await {
+            Ok(pod) => pod,
+            // Only by the watch is a pod that runs given up.
+            Err(Outcome::Gone) => return Outcome::Failed("the pod is there no more".into()),
+            Err(outcome) => return outcome,
+        };
+        let form = Form::of(&pod);
+        match self.front.update(Pod::clone(&pod)).await {
+            Ok(()) => Outcome::Updated(form),
+            Err(reasons) => {
+                let why = format!("the pod goes on as it was: {}", reasons.join("; "));
+                Outcome::Unfit(form, why)
+            }
+        }
+    }
+
+    /// The pod itself.
+    async fn pod(&self, seen: &Seen) -> Result<Arc<Pod>, Outcome> {
+        if let Some(pod) = &seen.pod {
+            return Ok(pod.clone());
+        }
+        match self.pods(seen).get_opt(&seen.name.name).await {
+            Ok(Some(mut pod)) if pod.metadata.uid.as_deref() == Some(&seen.uid) => {
+                (pod.status, pod.metadata.managed_fields) = (None, None);
+                Ok(Arc::new(pod))
+            }
+            Ok(_) => Err(Outcome::Gone),
+            Err(error) => Err(failed(&error)),
         }
     }
 

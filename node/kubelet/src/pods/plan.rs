@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::Value;
 
 use super::patch;
-use super::seen::Seen;
+use super::seen::{Form, Seen};
 
 /// So long a status that nobody waits for is held back, so that what comes next goes with it.
 pub const HOLD: Duration = Duration::from_millis(100);
@@ -25,6 +25,10 @@ pub struct Tracked {
     pub seen: Option<Seen>,
     /// The agent's side.
     pub local: Local,
+    /// The form of the pod that the agent goes by; none until it has said.
+    pub given: Option<Form>,
+    /// A form of a running pod that the agent will not go on with.
+    pub unfit: Option<Form>,
     /// What the pod is to look like; none until the agent has said.
     pub status: Option<PodStatus>,
     /// When `status` last began to differ from the API's.
@@ -64,6 +68,8 @@ pub enum Local {
 pub enum Step {
     /// Have the agent run it.
     TakeOn,
+    /// Have the agent go on with it as it is now.
+    Update,
     /// Have the agent end it.
     End(Duration),
     /// Write its status into the API.
@@ -88,6 +94,8 @@ impl Tracked {
         Self {
             seen: None,
             local: Local::Unknown,
+            given: None,
+            unfit: None,
             status: None,
             changed: None,
             written: None,
@@ -134,9 +142,15 @@ impl Tracked {
                     Step::Rest if seen.is_terminal() => Step::Delete,
                     other => other,
                 },
+                None if !over && self.is_changed(seen) => Step::Update,
                 _ => self.write(seen, now),
             },
         }
+    }
+
+    /// The agent goes by another form of the pod, and has not refused this one.
+    fn is_changed(&self, seen: &Seen) -> bool {
+        self.given.is_some_and(|given| given != seen.form) && self.unfit != Some(seen.form)
     }
 
     fn write(&self, seen: &Seen, now: Instant) -> Step {
@@ -221,6 +235,28 @@ mod tests {
         assert_eq!(gone.next(true, Instant::now()), Step::Forget);
         gone.local = Local::Unknown;
         assert_eq!(gone.next(true, Instant::now()), Step::Drop);
+    }
+
+    #[test]
+    fn a_change_of_a_running_pod_is_given_to_the_agent_once_and_not_again_where_it_refused() {
+        let mut pod = tracked(Some(seen("Pending", None)), RUNS, Some("Pending"));
+        let form = |pod: &Tracked| pod.seen.as_ref().map(|seen| seen.form);
+        pod.given = form(&pod);
+        assert_eq!(next(&pod), Step::Rest);
+
+        let mut other = seen("Pending", None);
+        let changed = json!({ "metadata": { "generation": 1, "labels": { "tier": "gold" } } });
+        other.form = Form::of(&serde_json::from_value(changed).expect("a pod"));
+        pod.seen = Some(other);
+        assert_eq!(next(&pod), Step::Update);
+
+        pod.unfit = form(&pod);
+        assert_eq!(next(&pod), Step::Rest);
+        pod.unfit = None;
+        pod.given = form(&pod);
+        assert_eq!(next(&pod), Step::Rest);
+        pod.given = None;
+        assert_eq!(next(&pod), Step::Rest, "what the agent has is not known yet");
     }
 
     #[test]

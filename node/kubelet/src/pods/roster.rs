@@ -62,7 +62,7 @@ impl Roster {
         if tracked.seen.as_ref().is_some_and(|known| known.version > seen.version) {
             return None;
         }
-        if matches!(tracked.local, Local::Here { .. }) {
+        if matches!(tracked.local, Local::Here { .. }) && tracked.given == Some(seen.form) {
             // The agent has it.
             seen.pod = None;
         }

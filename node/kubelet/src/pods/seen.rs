@@ -1,10 +1,28 @@
 //! A pod as the API server last told it: what the node's side needs of it, and not the whole object a thousand times.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use copepod_agent::api::PodName;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+/// What of a pod may change while it runs: its spec, by the generation, and what an administrator writes on it. Two forms of one pod
+/// are as good as surely the same pod where they are equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    generation: Option<i64>,
+    notes: u64,
+}
+
+impl Form {
+    /// A pod's form.
+    pub fn of(pod: &Pod) -> Self {
+        let mut notes = DefaultHasher::new();
+        (&pod.metadata.labels, &pod.metadata.annotations).hash(&mut notes);
+        Self { generation: pod.metadata.generation, notes: notes.finish() }
+    }
+}
 
 /// The API server's copy of a pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +35,8 @@ pub struct Seen {
     pub version: u128,
     /// `metadata.generation`.
     pub generation: Option<i64>,
+    /// To tell whether the agent has the pod as it is now.
+    pub form: Form,
     /// It is to end, with so much grace.
     pub deletion: Option<Duration>,
     /// The status that the API server has.
@@ -25,13 +45,14 @@ pub struct Seen {
     pub gates: Vec<String>,
     /// The kind of the object that made it, where one did.
     pub controller: Option<String>,
-    /// The pod itself, until it was taken on or refused.
+    /// The pod itself, until the agent has it in this form, or has refused it.
     pub pod: Option<Arc<Pod>>,
 }
 
 impl Seen {
     /// Of a pod from the API; none where it lacks what every API server gives.
     pub fn of(mut pod: Pod) -> Option<Self> {
+        let form = Form::of(&pod);
         let meta = &mut pod.metadata;
         // As large as the rest of the pod, and nobody's business here.
         meta.managed_fields = None;
@@ -40,6 +61,7 @@ impl Seen {
             uid: meta.uid.clone()?,
             version: 0,
             generation: meta.generation,
+            form,
             deletion: meta.deletion_timestamp.is_some().then(|| {
                 let seconds = meta.deletion_grace_period_seconds.unwrap_or(0);
                 Duration::from_secs(seconds.try_into().unwrap_or(0))

@@ -15,6 +15,7 @@ use crate::{
         ProbeResult,
     },
     name::ContainerName,
+    refusal::Refusal,
 };
 
 pub(super) struct Bench {
@@ -33,7 +34,9 @@ pub(super) fn pod(spec: Value) -> Pod {
     let mut spec = spec;
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array_mut().into_iter().flatten() {
-            container["image"] = json!("app:1");
+            if container["image"].is_null() {
+                container["image"] = json!("app:1");
+            }
         }
     }
     if spec["initContainers"].is_null() {
@@ -141,6 +144,17 @@ impl Bench {
 
     pub(super) fn delete(&mut self, seconds: u64) {
         self.event(PodEvent::DeleteAsked { grace: Some(Duration::from_secs(seconds)) });
+    }
+
+    /// The pod has this spec from now on, but for its restart policy.
+    pub(super) fn update(&mut self, spec: Value) -> Result<(), Vec<Refusal>> {
+        let mut pod = pod(spec);
+        let policy = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.clone());
+        pod.spec.as_mut().expect("a spec").restart_policy = policy;
+        self.life.update(pod.clone(), &NodeCeilings::default(), self.now)?;
+        self.pod = pod;
+        self.journal.extend(self.life.take_facts());
+        Ok(())
     }
 
     /// The agent dies and comes back.
