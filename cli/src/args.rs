@@ -72,6 +72,9 @@ pub(crate) enum Command {
     Image(Image),
     /// Make this machine a node of a Kubernetes cluster
     Node(Box<Node>),
+    /// What copepod does for a cluster as a whole; not on its nodes
+    #[command(subcommand)]
+    Controllers(Controllers),
     /// Print a shell's completion script
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completions {
@@ -587,6 +590,23 @@ pub(crate) enum NodeAction {
     /// End what runs here and undo what the node has changed on this machine, once the node is drained and its process stopped
     #[command(after_help = "Example:\n  copepod node reset --data-dir /var/lib/copepod")]
     Reset,
+}
+
+/// `copepod controllers`.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Controllers {
+    /// Approve nodes' serving certificates that name the node's own addresses; all others are left for a person
+    #[command(
+        after_help = "Its rights are in deploy/approver.yaml.\n\nExample:\n  copepod controllers approver --kubeconfig approver.conf --node-blocks 192.0.2.0/24"
+    )]
+    Approver {
+        /// How the API server is reached, and as whom [default: KUBECONFIG, ~/.kube/config, or a pod's service account]
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// The blocks that nodes' addresses are in; others are left [default: a node's word about its own is taken]
+        #[arg(long, value_name = "BLOCKS")]
+        node_blocks: Vec<String>,
+    },
 }
 
 const COMPLETION_EXAMPLES: &str = "\

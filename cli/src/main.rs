@@ -12,6 +12,7 @@ mod args;
 mod check;
 mod client;
 mod commands;
+mod controllers;
 mod data_dir;
 mod docker_config;
 mod exit;
@@ -51,7 +52,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Out::new(cli.global.log_format);
     let data = data_dir(cli.global.data_dir.as_deref(), &Surroundings::here());
-    let is_agent = matches!(cli.command, Command::Agent | Command::Node(_));
+    let is_agent =
+        matches!(cli.command, Command::Agent | Command::Node(_) | Command::Controllers(_));
     log(&cli.global, is_agent);
     if matches!(cli.command, Command::Broker) {
         return ExitCode::from(serve::broker(out));
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
     if let Command::Node(args) = &cli.command {
         return ExitCode::from(node::node(out, cli.global.data_dir.as_deref(), args));
     }
-    if is_agent {
+    if matches!(cli.command, Command::Agent) {
         // Enters namespaces, which has to happen before there is a second thread.
         return ExitCode::from(serve::agent(out, data));
     }
@@ -104,6 +106,7 @@ async fn command(out: Out, data: PathBuf, cli: Cli) -> u8 {
         Command::Stats(args) => commands::stats(out, &mut client, &args).await,
         Command::Check(args) => check::check(out, &data, &args).map_err(Failed::from),
         Command::Image(image) => images::image(out, &data, image).await.map_err(Failed::from),
+        Command::Controllers(args) => return controllers::controllers(out, &args).await,
         Command::Completions { shell } => completions(out, shell).map_err(Failed::from),
         // They are taken in `main`.
         Command::Node(_) | Command::Agent | Command::Broker | Command::Compile => {

@@ -26,6 +26,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
 use serde_json::{Value, json};
 
 use audit::Event;
@@ -297,6 +298,24 @@ impl Cluster {
     pub fn bootstrap_kubeconfig(&self) -> Result<PathBuf> {
         self.apply(&joining::objects());
         self.kubeconfig_with_token(&joining::token())
+    }
+
+    /// A CertificateSigningRequest, called `foreign`, for a serving certificate of this user as a node, for these names.
+    ///
+    /// # Panics
+    /// Where no such request can be made.
+    pub fn signing_request(&self, user: &str, names: &[&str]) -> Value {
+        let request = authority::request(user, "system:nodes", names).expect("a request");
+        json!({
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "CertificateSigningRequest",
+            "metadata": { "name": "foreign" },
+            "spec": {
+                "signerName": "kubernetes.io/kubelet-serving",
+                "usages": ["digital signature", "server auth"],
+                "request": base64::prelude::BASE64_STANDARD.encode(request),
+            },
+        })
     }
 
     fn write_kubeconfig(&self, user: &Value) -> Result<PathBuf> {

@@ -2,7 +2,7 @@
 //!
 //! Absent: pods on it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::kube::Api;
 use copepod_tests::cluster::identity::Identity;
@@ -15,6 +15,11 @@ use serde_json::{Value, json};
 
 use super::api::{client, wait};
 use super::running::{Running, approve_serving, text};
+
+/// A file of `deploy/`.
+fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+}
 
 /// The Node object, once it is as `condition` says.
 fn told(cluster: &Cluster, name: &str, what: &str, condition: impl Fn(&Node) -> bool) -> Node {
@@ -92,6 +97,55 @@ fn a_machine_joins_by_a_bootstrap_token_and_gets_certificates_of_its_own() {
 }
 
 #[test]
+fn the_approver_lets_a_node_have_its_own_serving_certificate_and_no_other_s() {
+    let (cluster, node) = (shared(), OurNode::new());
+    let rights = deploy("approver.yaml");
+    cluster.ok(&["apply", "--filename", text(&rights)]);
+    let account = ["--namespace", "copepod-system", "create", "token", "approver"];
+    let kubeconfig = cluster.kubeconfig_with_token(cluster.ok(&account).trim()).expect("a file");
+    // Somebody who holds a node's client certificate wants to be taken for the API server.
+    let other = cluster.kubeconfig(&Identity::node("join-6")).expect("a kubeconfig");
+    let foreign = cluster.signing_request("system:node:join-6", &["kubernetes.default"]);
+    let asked = cluster.apply_as(&other, &[foreign]);
+    assert_eq!(asked.code, Some(0), "{}{}", asked.stdout, asked.stderr);
+
+    let log = node.scratch().join("approver.log");
+    let mut approver =
+        node.copepod(&["controllers", "approver", "--kubeconfig", text(&kubeconfig)]);
+    approver.stderr(std::fs::File::create(&log).expect("a log"));
+    let _approver = Killed(approver.spawn().expect("it starts"));
+    let bootstrap = cluster.bootstrap_kubeconfig().expect("a kubeconfig");
+    let _running = Running::start(
+        &node,
+        &["--bootstrap-kubeconfig", text(&bootstrap), "--node-name", "join-5"],
+    );
+
+    until("the serving certificate", || {
+        node.data().join("pki/serving.pem").is_file().then_some(())
+    });
+    let said = until("the foreign request to be told of", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        said.contains("left for a person").then_some(said)
+    });
+    assert!(said.contains("there is no node \"join-6\""), "{said}");
+    let foreign = cluster.ok(&["get", "csr", "foreign", "--output", "json"]);
+    let foreign: Value = serde_json::from_str(&foreign).expect("JSON");
+    assert!(foreign["status"]["conditions"].is_null(), "{foreign}");
+    let denials = cluster.denials("system:serviceaccount:copepod-system:approver");
+    assert!(denials.is_empty(), "{denials:?}");
+}
+
+/// A process that ends with its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
 fn the_usual_mistakes_end_a_node_s_start_with_what_to_do() {
     let (cluster, node) = (shared(), OurNode::new());
     let file = |of: &Identity| {
@@ -133,11 +187,10 @@ fn a_node_whose_certificate_another_authority_signed_says_so_and_waits() {
 #[test]
 fn what_deploy_holds_is_taken_and_does_what_it_says() {
     let cluster = shared();
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     for file in
         ["rbac-bootstrap.yaml", "runtimeclasses.yaml", "policy.yaml", "service-account.yaml"]
     {
-        cluster.ok(&["apply", "--filename", text(&deploy.join(file))]);
+        cluster.ok(&["apply", "--filename", text(&deploy(file))]);
     }
     cluster.namespace("deploy");
     let pod = |name: &str, spec: Value| {

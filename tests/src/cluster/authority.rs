@@ -25,6 +25,19 @@ pub struct Certified {
     pub key: String,
 }
 
+/// A request for a certificate of this user of this group and for these names, in PEM form.
+///
+/// # Errors
+/// Where a name is none.
+pub(super) fn request(user: &str, group: &str, names: &[&str]) -> Result<String> {
+    let names: Vec<String> = names.iter().map(|it| (*it).to_owned()).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, group);
+    params.distinguished_name.push(DnType::CommonName, user);
+    Ok(params.serialize_request(&KeyPair::generate()?)?.pem()?)
+}
+
 impl Authority {
     /// One with a new key, under the name by which its certificates refer to it.
     ///
