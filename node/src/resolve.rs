@@ -1,6 +1,6 @@
-//! How a pod resolves names: the node's resolver, and what `dnsPolicy` and `dnsConfig` make of it.
+//! How a pod resolves names: the node's resolver or the cluster's, and what `dnsPolicy` and `dnsConfig` make of it.
 //!
-//! Absent: reading the node's `/etc/resolv.conf`, a cluster's DNS, and asking anybody.
+//! Absent: reading the node's `/etc/resolv.conf`, and asking anybody.
 
 use std::net::IpAddr;
 
@@ -22,13 +22,44 @@ pub struct Resolver {
     pub ndots: u8,
 }
 
-/// The resolver of a pod on a node with this resolver.
+/// A cluster's DNS, as a node is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterDns {
+    /// Its addresses, asked in this order; at least one.
+    pub servers: Vec<IpAddr>,
+    /// The domain of the cluster's Services, such as `cluster.local`.
+    pub domain: String,
+}
+
+impl ClusterDns {
+    /// What a kubelet writes into a pod's `resolv.conf`: the domains of the pod's namespace, of all Services and of the cluster
+    /// before the node's own.
+    fn resolver(&self, namespace: &str, node: &Resolver) -> Resolver {
+        let domain = &self.domain;
+        let own = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+        Resolver {
+            servers: self.servers.clone(),
+            search: own.into_iter().chain(node.search.iter().cloned()).collect(),
+            ndots: 5,
+        }
+    }
+}
+
+/// The resolver of a pod on a node with this resolver, in a cluster with this DNS.
 ///
-/// `ClusterFirst` without a cluster DNS means the node's resolver, as under a kubelet.
-pub fn resolver(pod: &Pod, node: &Resolver) -> Resolver {
+/// `ClusterFirst` without a cluster DNS means the node's resolver, as under a kubelet, and in the host's network too, where
+/// `ClusterFirstWithHostNet` says otherwise.
+pub fn resolver(pod: &Pod, node: &Resolver, cluster: Option<&ClusterDns>) -> Resolver {
     let spec = pod.spec.as_ref();
+    let of_cluster = || {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        cluster.map_or_else(|| node.clone(), |cluster| cluster.resolver(namespace, node))
+    };
+    let on_host = spec.and_then(|spec| spec.host_network) == Some(true);
     let mut resolver = match spec.and_then(|spec| spec.dns_policy.as_deref()) {
         Some("None") => Resolver { servers: Vec::new(), search: Vec::new(), ndots: 1 },
+        Some("ClusterFirstWithHostNet") => of_cluster(),
+        Some("ClusterFirst") | None if !on_host => of_cluster(),
         _ => node.clone(),
     };
     let Some(config) = spec.and_then(|spec| spec.dns_config.as_ref()) else { return resolver };
@@ -59,15 +90,39 @@ mod tests {
     use super::*;
 
     fn resolved(spec: serde_json::Value) -> Resolver {
+        resolved_in(spec, None)
+    }
+
+    fn resolved_in(spec: serde_json::Value, cluster: Option<&ClusterDns>) -> Resolver {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+        let pod = json!({"metadata": {"namespace": "shop"}, "spec": spec});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
         let node = Resolver {
             servers: vec!["192.0.2.53".parse().unwrap()],
             search: vec!["example.com".to_owned()],
             ndots: 1,
         };
-        resolver(&pod, &node)
+        resolver(&pod, &node, cluster)
+    }
+
+    #[test]
+    fn in_a_cluster_with_dns_its_names_come_before_the_node_s() {
+        let servers = vec!["10.96.0.10".parse().unwrap()];
+        let cluster = ClusterDns { servers: servers.clone(), domain: "cluster.local".to_owned() };
+        let of = |spec| resolved_in(spec, Some(&cluster));
+
+        let first = of(json!({"dnsPolicy": "ClusterFirst"}));
+
+        assert_eq!((first.servers, first.ndots), (servers.clone(), 5));
+        let search =
+            ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com"];
+        assert_eq!(first.search, search);
+        assert_ne!(of(json!({"dnsPolicy": "Default"})).servers, servers);
+        assert_ne!(of(json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true})).servers, servers);
+        let with_host_net = json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true});
+        assert_eq!(of(with_host_net).servers, servers);
+        assert_eq!(of(json!({"dnsPolicy": "None"})).search, [""; 0]);
     }
 
     #[test]

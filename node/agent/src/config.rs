@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use copepod_domain::Cidr;
 use copepod_image::PullRules;
+use copepod_node::resolve::ClusterDns;
 use copepod_shim::engine::Salt;
 
 /// The settings of one agent. `copepod __agent` fills it from its arguments.
@@ -56,6 +57,8 @@ pub struct ClusterNode {
     pub masquerade: bool,
     /// Blocks that pods reach under their own addresses: those of the cluster's pods.
     pub masquerade_exceptions: Vec<Cidr>,
+    /// The cluster's DNS. None: pods resolve names as the node does.
+    pub dns: Option<ClusterDns>,
 }
 
 impl AgentConfig {

@@ -416,7 +416,8 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
         IpAddr::V4(ip) => (Some(ip), None),
         IpAddr::V6(ip) => (None, Some(ip)),
     };
-    let resolver = resolve::resolver(pod, &performer.node.resolver);
+    let cluster = performer.config.cluster.as_ref().and_then(|cluster| cluster.dns.as_ref());
+    let resolver = resolve::resolver(pod, &performer.node.resolver, cluster);
     PodSandbox {
         pod: world.uid.clone(),
         name: name.name,

@@ -16,6 +16,7 @@ use std::time::Duration;
 use copepod_agent::front::Front;
 use copepod_agent::{AgentConfig, AgentError, ClusterNode, run_agent, with_causes};
 use copepod_domain::Cidr;
+use copepod_node::resolve::ClusterDns;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -269,6 +270,10 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
             denied_ports: vec![settings.port],
             masquerade: settings.masquerade == Masquerade::Auto,
             masquerade_exceptions: Vec::new(),
+            dns: (!settings.cluster_dns.is_empty()).then(|| ClusterDns {
+                servers: settings.cluster_dns.clone(),
+                domain: settings.cluster_domain.clone(),
+            }),
         }),
         ..agent
     };
