@@ -579,6 +579,9 @@ pub(crate) struct Node {
     /// Folders of this machine beneath which pods may mount by hostPath [default: none]
     #[arg(long, value_name = "FOLDERS")]
     pub(crate) allow_host_path: Vec<String>,
+    /// Whether pods may live in the node's own network by hostNetwork: true or false [default: false]
+    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) allow_host_network: Vec<String>,
     /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
     #[arg(long, value_name = "OS")]
     pub(crate) node_os_label: Vec<String>,

@@ -95,6 +95,7 @@ fn of_flag<'a>(args: &'a Node, flag: &str) -> &'a [String] {
         "cluster-domain" => &args.cluster_domain,
         "system-reserved" => &args.system_reserved,
         "allow-host-path" => &args.allow_host_path,
+        "allow-host-network" => &args.allow_host_network,
         "node-os-label" => &args.node_os_label,
         _ => &[],
     }

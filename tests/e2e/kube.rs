@@ -6,6 +6,7 @@
 pub(crate) mod api;
 mod changes;
 mod control_plane;
+mod host_network;
 mod join;
 mod pods;
 mod running;

@@ -102,6 +102,11 @@ impl Owner {
             refusals.iter().map(|refusal| format!("{prefix}{refusal}")).collect::<Vec<_>>()
         })?;
         let pod = life.pod().clone();
+        if is_on_host(&pod) {
+            return Err(vec![format!(
+                "{prefix}spec.hostNetwork: only a cluster's node has a network to share; leave it out, and publish ports with --publish"
+            )]);
+        }
         if self.names.keys().any(|it| it.name == name && it.namespace == namespace) {
             return Err(vec![format!(
                 "{prefix}a pod of this name is here already; `copepod stop {name}` ends and forgets it"
@@ -201,14 +206,23 @@ impl Owner {
     }
 }
 
-/// The domain that a pod belongs to: its namespace's, or its own by its RuntimeClass.
+/// The domain that a pod belongs to: its namespace's, or its own by its RuntimeClass; each apart where pods live in the host's network.
 pub(crate) fn domain_of(pod: &Pod, uid: &str) -> String {
     let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+    let network = if is_on_host(pod) { IN_HOST_NETWORK } else { "" };
     if class == Some("copepod-pod") {
-        format!("pod-{uid}")
+        format!("{network}pod-{uid}")
     } else {
-        format!("ns-{}", pod.metadata.namespace.as_deref().unwrap_or("default"))
+        format!("{network}ns-{}", pod.metadata.namespace.as_deref().unwrap_or("default"))
     }
+}
+
+/// How the names of domains begin that live in the host's network.
+pub(crate) const IN_HOST_NETWORK: &str = "host-";
+
+/// The pod asks for the host's network.
+pub(crate) fn is_on_host(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
 }
 
 fn asked(container: &Container, resource: &str, unit: fn(Amount) -> u64) -> u64 {

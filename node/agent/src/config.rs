@@ -51,6 +51,8 @@ pub struct ClusterNode {
     pub ips: Vec<IpAddr>,
     /// Folders of the machine beneath which pods may mount; absolute, without `..`.
     pub host_paths: Vec<PathBuf>,
+    /// Whether pods may live in the node's own network.
+    pub host_network: bool,
     /// TCP ports of the node that no pod reaches: the kubelet's.
     pub denied_ports: Vec<u16>,
     /// Whether pods reach what is outside of their cluster under the node's address.

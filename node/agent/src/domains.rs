@@ -19,6 +19,7 @@ use copepod_domain::{Adopted, Domain, DomainId, DomainSpec, Host, HostError, Lim
 use copepod_shim::protocol::{Answer, Hello, PodReport, Request, VERSIONS, layout};
 use tokio::sync::mpsc;
 
+use crate::accept::IN_HOST_NETWORK;
 use crate::causes::with_causes;
 use crate::generation::{Generation, Programs, build_of};
 use crate::homes::Homes;
@@ -322,6 +323,7 @@ impl Domains {
     }
 
     fn spec(&self, id: DomainId) -> DomainSpec {
+        let on_host = id.as_str().starts_with(IN_HOST_NETWORK);
         let argument = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
         let compiler = &self.own.compiler;
         let mut arguments =
@@ -335,7 +337,7 @@ impl Domains {
             arguments,
             code: self.code.clone(),
             limits: Limits { memory: Some(self.memory), threads: Some(MOST_THREADS) },
-            network: Network::Own,
+            network: if on_host { Network::Host } else { Network::Own },
         }
     }
 

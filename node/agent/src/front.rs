@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::accept::domain_of;
+use crate::accept::{domain_of, is_on_host};
 use crate::api::{Call, PodName, Reply};
 use crate::causes::with_causes;
 use crate::owner::{Asked, Owner, Wake};
@@ -303,7 +303,14 @@ impl Owner {
             return Ok(());
         }
         if let Some(node) = &self.performer.config.cluster {
-            let refused = refused_host_paths(&pod, &node.host_paths);
+            let mut refused = refused_host_paths(&pod, &node.host_paths);
+            if is_on_host(&pod) && !node.host_network {
+                refused.push(
+                    "spec.hostNetwork: this node lets no pod into its own network (--allow-host-network); leave it out, or ask the \
+                     node's administrator"
+                        .to_owned(),
+                );
+            }
             if !refused.is_empty() {
                 return Err(refused);
             }

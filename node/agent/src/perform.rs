@@ -439,7 +439,7 @@ impl Performer {
                     let get = Get {
                         path: path.clone(),
                         port: *port,
-                        host: world.stored.ip.to_string(),
+                        host: world.ip().to_string(),
                         headers: headers.clone(),
                     };
                     match check::get(get, || self.dial(world, *port)).await {
@@ -452,7 +452,7 @@ impl Performer {
                     Ok(_) => ProbeResult::Passed,
                     Err(error) => ProbeResult::Failed(format!(
                         "dial tcp {}:{port}: connect: {error}",
-                        world.stored.ip
+                        world.ip()
                     )),
                 },
                 Handler::Sleep(time) => {

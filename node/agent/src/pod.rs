@@ -1,6 +1,7 @@
 //! One pod as the agent holds it: its life, which only the owner touches, and its world, which those who act for it share.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,7 @@ use copepod_shim::protocol::{self, AttemptId};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
+use crate::accept::is_on_host;
 use crate::api::{PodEventView, PodName, PodView};
 use crate::front::NewEvent;
 use crate::logs;
@@ -231,6 +233,14 @@ impl World {
         match self.stored.pod.spec.as_ref()?.containers.as_slice() {
             [container] => Some(container.name.clone()),
             _ => None,
+        }
+    }
+
+    /// The pod's address: its own, or the node's where it lives in the host's network.
+    pub(crate) fn ip(&self) -> IpAddr {
+        match self.host_ips.first() {
+            Some(node) if is_on_host(&self.stored.pod) => *node,
+            _ => self.stored.ip,
         }
     }
 

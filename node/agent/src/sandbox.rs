@@ -27,6 +27,7 @@ use copepod_shim::protocol::{
 use k8s_openapi::api::core::v1::{Container, Volume};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+use crate::accept::is_on_host;
 use crate::causes::with_causes;
 use crate::domains::Live;
 use crate::files;
@@ -94,12 +95,14 @@ pub(crate) async fn set_up(
     bind(&live.domain, &world.logs, &format!("{}/{}", layout::LOGS, world.uid), false, false)
         .await?;
     set_up_volumes(performer, world, &live.domain, &root).await?;
-    live.domain.add_address(world.stored.ip).await?;
+    if !is_on_host(&world.stored.pod) {
+        live.domain.add_address(world.ip()).await?;
+    }
     reopen_published(world, &live).await?;
     let request = Request::CreatePod(pod_sandbox(performer, world));
     live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     publish(world, &live).await?;
-    Ok(vec![world.stored.ip])
+    Ok(vec![world.ip()])
 }
 
 /// Gives back what [`set_up`] made, as far as it was made. The logs stay until the pod is forgotten.
@@ -109,7 +112,9 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             Ok(_) | Err(RequestError::Gone) => {}
             Err(error) => return Err(SetUpFailed::sandbox(with_causes(&error))),
         }
-        let _ = live.domain.remove_address(world.stored.ip).await;
+        if !is_on_host(&world.stored.pod) {
+            let _ = live.domain.remove_address(world.ip()).await;
+        }
         for target in mount_targets(world) {
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
@@ -188,7 +193,7 @@ async fn set_up_volumes(
 ) -> Result<(), SetUpFailed> {
     let uid = domain.uid();
     write_volumes(performer, world, root, uid)?;
-    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
     for (index, volume) in world.volumes().iter().enumerate() {
         if volumes::is_written_by_agent(volume) {
             continue;
@@ -264,7 +269,7 @@ fn write_volumes(
     if !below(root, layout::RW).join(&world.uid).exists() {
         return Ok(());
     }
-    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
     let context = context(performer, &objects, &ips);
     let mut done = Ok(());
     for (index, volume) in world.volumes().iter().enumerate() {
@@ -406,13 +411,13 @@ fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
     let spec = pod.spec.as_ref();
     let name = world.name();
     let hostname = env::hostname(pod);
-    let mut hosts = vec![HostEntry { ip: world.stored.ip, names: vec![hostname.clone()] }];
+    let mut hosts = vec![HostEntry { ip: world.ip(), names: vec![hostname.clone()] }];
     for alias in spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()) {
         if let Ok(ip) = alias.ip.parse() {
             hosts.push(HostEntry { ip, names: alias.hostnames.clone().unwrap_or_default() });
         }
     }
-    let (ipv4, ipv6) = match world.stored.ip {
+    let (ipv4, ipv6) = match world.ip() {
         IpAddr::V4(ip) => (Some(ip), None),
         IpAddr::V6(ip) => (None, Some(ip)),
     };
@@ -531,7 +536,7 @@ fn process(
     container: &str,
     ready: &ReadyImage,
 ) -> Result<env::Process, SetUpFailed> {
-    let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
     let context = context(performer, &objects, &ips);
     let image = &ready.image;
     let config = ImageConfig {
@@ -601,7 +606,7 @@ async fn guest_mounts(
         let source = match &mount.sub_path {
             None => source,
             Some(sub) if written_by_agent => {
-                let (objects, ips) = (world.stored.objects.get(), [world.stored.ip]);
+                let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
                 let context = context(performer, &objects, &ips);
                 let all = volumes::files_of(&world.stored.pod, at, &context)
                     .map_err(SetUpFailed::config)?;

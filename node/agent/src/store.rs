@@ -33,7 +33,7 @@ pub(crate) struct Stored {
     pub(crate) publish: Vec<Publish>,
     /// Credentials for its images.
     pub(crate) credentials: Vec<RegistryCredentials>,
-    /// Its address.
+    /// Its address out of the node's block. In the host's network it has the node's instead, and this one is only kept for it.
     pub(crate) ip: IpAddr,
     /// The address that stands for its loopback in its domain.
     pub(crate) loopback: Ipv4Addr,

@@ -267,6 +267,7 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
             name: settings.node_name.to_string(),
             ips: addresses.clone(),
             host_paths: settings.host_paths.clone(),
+            host_network: settings.host_network,
             denied_ports: vec![settings.port],
             masquerade: settings.masquerade == Masquerade::Auto,
             masquerade_exceptions: Vec::new(),

@@ -51,6 +51,7 @@ keys! {
     CLUSTER_DOMAIN "cluster-domain" "COPEPOD_NODE_CLUSTER_DOMAIN" "clusterDomain"
     RESERVED "system-reserved" "COPEPOD_NODE_SYSTEM_RESERVED" "systemReserved"
     HOST_PATHS "allow-host-path" "COPEPOD_NODE_ALLOW_HOST_PATH" "allowHostPaths"
+    HOST_NETWORK "allow-host-network" "COPEPOD_NODE_ALLOW_HOST_NETWORK" "allowHostNetwork"
     OS_LABEL "node-os-label" "COPEPOD_NODE_OS_LABEL" "nodeOSLabel"
 }
 
@@ -108,6 +109,8 @@ pub struct NodeSettings {
     pub reserved: Reserved,
     /// Folders of the machine beneath which pods may mount: none unless set.
     pub host_paths: Vec<PathBuf>,
+    /// Whether pods may live in the node's own network: no unless set.
+    pub host_network: bool,
     /// The value of the label `kubernetes.io/os`.
     pub os_label: OsLabel,
 }
@@ -254,6 +257,7 @@ impl NodeSettings {
             host_paths: reader
                 .whole(HOST_PATHS, |all| all.iter().map(|it| folder(it)).collect())?
                 .unwrap_or_default(),
+            host_network: reader.one(HOST_NETWORK, yes_or_no)?.unwrap_or(false),
             os_label: reader.one(OS_LABEL, os_label)?.unwrap_or_default(),
             data,
         })
@@ -295,6 +299,10 @@ impl<F: Fn(Key) -> Option<Given>> Reader<'_, F> {
             .collect();
         parse(&all).map(Some).map_err(|why| BadSetting { by, why })
     }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

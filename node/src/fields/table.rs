@@ -200,9 +200,9 @@ const POD: &[Field] = &[
     yes("hostAliases[].hostnames", ""),
     yes("hostAliases[].ip", ""),
     no("hostIPC", "a guest never shares the host's IPC; leave it out"),
-    no(
+    yes(
         "hostNetwork",
-        "comes with a later version; leave it out, and publish ports with `copepod run --publish`",
+        "on a cluster's node that allows it: the pod's address is the node's own; its loopback stays its own",
     ),
     no("hostPID", "a guest never sees the host's processes; leave it out"),
     moot("hostUsers", NO_USERS),
@@ -335,7 +335,10 @@ const CONTAINER: &[Field] = &[
     yes("ports", "an HTTP component is served on its TCP ports (8080 when it declares none)"),
     yes("ports[].containerPort", ""),
     no("ports[].hostIP", "comes with a later version; publish with `copepod run --publish`"),
-    no("ports[].hostPort", "comes with a later version; publish with `copepod run --publish`"),
+    no(
+        "ports[].hostPort",
+        "taken where it is the containerPort of a hostNetwork pod; else it comes with a later version, and `copepod run --publish` does",
+    ),
     yes("ports[].name", "probes and hooks may name it"),
     yes("ports[].protocol", "").accepts(Accepts::OneOf(&["TCP", "UDP"])),
     yes("readinessProbe", "goes on while the pod terminates"),

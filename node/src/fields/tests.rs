@@ -82,7 +82,7 @@ fn a_pod_under_the_restricted_security_standard_is_accepted() {
 
 #[test]
 fn a_refusal_names_the_field_with_its_index() {
-    let spec = json!({"hostNetwork": true, "containers": [
+    let spec = json!({"hostPID": true, "containers": [
         {"name": "a"},
         {"name": "b", "securityContext": {"privileged": true, "capabilities": {"add": ["SYS_ADMIN"]}},
          "resources": {"limits": {"nvidia.com/gpu": "1"}},
@@ -102,9 +102,19 @@ fn a_refusal_names_the_field_with_its_index() {
             "spec.containers[1].resources.limits[nvidia.com/gpu]",
             "spec.containers[1].securityContext.capabilities.add[0]",
             "spec.containers[1].securityContext.privileged",
-            "spec.hostNetwork",
+            "spec.hostPID",
         ]
     );
+}
+
+#[test]
+fn in_the_host_s_network_a_port_is_the_host_s_and_no_other() {
+    let ports = |host: u16| json!([{"containerPort": 80, "hostPort": host}]);
+    let pod =
+        |host| json!({"hostNetwork": true, "containers": [{"name": "c", "ports": ports(host)}]});
+
+    assert_eq!(refused(pod(80)), [""; 0]);
+    assert_eq!(refused(pod(8080)), ["spec.containers[0].ports[0].hostPort"]);
 }
 
 #[test]
