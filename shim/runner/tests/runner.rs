@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use copepod_runner::program::SEATS;
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{
     Answer, AttemptState, ExecContainer, ExitReason, Failure, FromRunner, Request, layout,
@@ -606,6 +607,43 @@ async fn an_exec_whose_reader_is_gone_or_whose_time_is_over_ends() {
 
 fn cat_code(runner: &Runner) -> String {
     runner.compile(&cat())
+}
+
+/// More than the pool has seats for programs, all of one that has shown to end soon; also one whose table no slot can hold.
+#[tokio::test]
+async fn programs_that_end_soon_run_on_however_many_there_are_at_a_time() {
+    let runner = Runner::start();
+    let sleep = runner.compile(&module(r#"(func (export "_start") (call $sleep))"#));
+    let cat = runner.compile(&cat());
+    let large = runner.compile(&module(r#"(table 200000 funcref) (func (export "_start"))"#));
+    let mut agent = runner.connect_with_pod().await;
+    agent.start(&container("app", &sleep, P1)).await;
+    for code in [&cat, &cat, &large, &large, &large] {
+        let file = || OwnedFd::from(File::open("/dev/null").expect("open"));
+        assert_eq!(agent.exec(exec(code), &[file(), file(), file()]).await.0, 0);
+    }
+
+    let mut all = Vec::new();
+    for _ in 0..SEATS + 10 {
+        let (descriptors, stdin, stdout, stderr) = ends();
+        agent.send(Request::Exec(exec(&cat)), &descriptors).await;
+        all.push((stdin, stdout, stderr));
+    }
+
+    let echo = |text: &'static str, all: &mut [(UnixStream, UnixStream, UnixStream)]| {
+        for (stdin, stdout, _) in all {
+            stdin.write_all(text.as_bytes()).expect("it reads");
+            let mut read = vec![0; text.len()];
+            stdout.read_exact(&mut read).expect("it writes");
+            assert_eq!(read, text.as_bytes());
+        }
+    };
+    let echoed = tokio::task::spawn_blocking(move || {
+        // Twice, so that all of them lived at the same time.
+        echo("once", &mut all);
+        echo("again", &mut all);
+    });
+    patiently(echoed).await.expect("all of them answered");
 }
 
 #[tokio::test]
