@@ -219,7 +219,7 @@ impl Keeper {
                 tracked.written = Some((patch, version));
                 self.roster.answered(*pod);
             }
-            Outcome::Gone => tracked.seen = None,
+            Outcome::Gone => self.roster.is_gone(&uid),
             Outcome::Made | Outcome::Failed(_) => {}
         }
     }

@@ -19,6 +19,8 @@ pub struct Roster {
     pub listed: bool,
     /// The list that is coming in: what is not in it is gone.
     listing: Option<HashSet<String>>,
+    /// Pods that are gone by the answer to a request, of whose end the watch, which may be behind, has yet to tell.
+    gone: HashSet<String>,
 }
 
 impl Roster {
@@ -36,6 +38,7 @@ impl Roster {
             watcher::Event::InitDone => {
                 let listing = self.listing.take().unwrap_or_default();
                 self.listed = true;
+                self.gone.retain(|uid| listing.contains(uid));
                 for (uid, tracked) in &mut self.pods {
                     if !listing.contains(uid) {
                         tracked.seen = None;
@@ -46,6 +49,7 @@ impl Roster {
             watcher::Event::Apply(pod) => touched.extend(self.see(pod)),
             watcher::Event::Delete(pod) => {
                 let Some(uid) = pod.metadata.uid else { return };
+                self.gone.remove(&uid);
                 if let Some(tracked) = self.pods.get_mut(&uid) {
                     tracked.seen = None;
                     touched.insert(uid);
@@ -58,6 +62,9 @@ impl Roster {
     fn see(&mut self, pod: Pod) -> Option<String> {
         let mut seen = Seen::of(pod)?;
         let uid = seen.uid.clone();
+        if self.gone.contains(&uid) {
+            return None;
+        }
         let tracked = self.pods.entry(uid.clone()).or_default();
         if tracked.seen.as_ref().is_some_and(|known| known.version > seen.version) {
             return None;
@@ -68,6 +75,15 @@ impl Roster {
         }
         tracked.seen = Some(seen);
         Some(uid)
+    }
+
+    /// The API server has answered that a pod is gone, or is nobody's but its finalizers' any more. What the watch tells of it from here
+    /// on, but for its end, was so before.
+    pub fn is_gone(&mut self, uid: &str) {
+        if let Some(tracked) = self.pods.get_mut(uid) {
+            tracked.seen = None;
+            self.gone.insert(uid.to_owned());
+        }
     }
 
     /// Takes the answer to a write. One that comes after the watch told of the pod's end does not bring it back.
@@ -154,5 +170,34 @@ mod tests {
         roster.answered(pod("a", 7));
 
         assert!(!is_there(&roster, "a"));
+    }
+    #[test]
+    fn what_a_late_watch_tells_of_a_deleted_pod_does_not_bring_it_back_and_another_of_its_name_comes()
+     {
+        let mut roster = roster(&["a"]);
+        hear(&mut roster, [Event::Init, Event::InitApply(pod("a", 5)), Event::InitDone]);
+        roster.is_gone("a");
+        // The agent has forgotten it.
+        roster.pods.remove("a");
+
+        hear(&mut roster, [Event::Apply(pod("a", 6)), Event::Apply(pod("b", 8))]);
+        assert!(!is_there(&roster, "a") && is_there(&roster, "b"));
+
+        // Where finalizers hold it, a list has it still.
+        hear(&mut roster, [Event::Init, Event::InitApply(pod("a", 7)), Event::InitDone]);
+        assert!(!is_there(&roster, "a"));
+        hear(&mut roster, [Event::Delete(pod("a", 9))]);
+        assert!(roster.gone.is_empty());
+    }
+
+    #[test]
+    fn of_a_deleted_pod_that_a_complete_list_leaves_out_nothing_is_kept() {
+        let mut roster = roster(&["a"]);
+        hear(&mut roster, [Event::Init, Event::InitApply(pod("a", 5)), Event::InitDone]);
+        roster.is_gone("a");
+
+        hear(&mut roster, [Event::Init, Event::InitDone]);
+
+        assert!(roster.gone.is_empty());
     }
 }
