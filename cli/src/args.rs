@@ -582,6 +582,10 @@ pub(crate) struct Node {
     /// Whether pods may live in the node's own network by hostNetwork: true or false [default: false]
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) allow_host_network: Vec<String>,
+    /// From where on the machine is short of something and takes no pods, as nodefs.available<10%,memory.available<100Mi [default: a
+    /// kubelet's]
+    #[arg(long, value_name = "THRESHOLDS")]
+    pub(crate) eviction_hard: Vec<String>,
     /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
     #[arg(long, value_name = "OS")]
     pub(crate) node_os_label: Vec<String>,

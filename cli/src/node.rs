@@ -96,6 +96,7 @@ fn of_flag<'a>(args: &'a Node, flag: &str) -> &'a [String] {
         "system-reserved" => &args.system_reserved,
         "allow-host-path" => &args.allow_host_path,
         "allow-host-network" => &args.allow_host_network,
+        "eviction-hard" => &args.eviction_hard,
         "node-os-label" => &args.node_os_label,
         _ => &[],
     }

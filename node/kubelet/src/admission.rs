@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use copepod_node::quantity::Amount;
+use copepod_node::status::{QosClass, qos_class};
 use k8s_openapi::api::core::v1::{
     Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
@@ -140,7 +141,7 @@ fn short_of(pod: &Pod, spec: &PodSpec, pressures: &Pressures) -> Result<(), Reje
 }
 
 fn is_best_effort(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) == Some("BestEffort")
+    qos_class(pod) == QosClass::BestEffort
 }
 
 // Operating system -----------------------------------------------------------------------------------------------------------
@@ -399,6 +400,7 @@ mod tests {
 
     use super::*;
     use crate::machine::Usage;
+    use crate::pressure::Thresholds;
 
     fn pod(spec: Value) -> Pod {
         serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).expect("a pod")
@@ -681,17 +683,15 @@ mod tests {
             max_tasks: 100,
             ..Usage::default()
         };
-        let look = |usage: Usage| Pressures::default().look(&usage, Timestamp::UNIX_EPOCH);
+        let look = |usage: Usage| {
+            let (least, now) = (Thresholds::default(), Timestamp::UNIX_EPOCH);
+            Pressures::default().look(&usage, &least, now)
+        };
         let memory = look(Usage { memory_available: 0, ..plenty });
         let disk = look(Usage { disk_available: 0, ..plenty });
-        let of_class = |mut pod: Pod, class: &str| {
-            pod.status.get_or_insert_default().qos_class = Some(class.to_owned());
-            pod
-        };
-        let intolerant = pod(json!({ "containers": [] }));
-        let modest = of_class(intolerant.clone(), "BestEffort");
-        let asked = of_class(asking(&[json!({ "memory": "1Mi" })]), "Burstable");
-        let critical = of_class(with(json!({ "priority": 2_000_001_000 })), "BestEffort");
+        let modest = pod(json!({ "containers": [{ "name": "c" }] }));
+        let asked = asking(&[json!({ "memory": "1Mi" })]);
+        let critical = with(json!({ "priority": 2_000_001_000 }));
         let judge = |pod: &Pod, pressures: &Pressures| {
             admit(pod, &node(), &Taken::default(), pressures).err().map(|it| it.message)
         };

@@ -7,6 +7,7 @@
 //! ([`crate::lease`]).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,12 +57,13 @@ pub struct Heartbeat {
     pub features: &'static [&'static str],
     /// The blocks that pods' addresses come from here. None: none yet.
     pub pod_cidrs: Option<Vec<String>>,
+    /// What the machine is short of, for whoever takes pods on; what is in it is where the first look goes on from.
+    pub pressures: watch::Sender<Pressures>,
 }
 
 /// What is kept from look to look.
 struct Beating {
     of: Heartbeat,
-    pressures: Pressures,
     /// The Node as an own patch left it: the watch may still have an older one.
     patched: Option<Arc<Node>>,
     /// What this API server does not keep.
@@ -77,7 +79,6 @@ impl Heartbeat {
     pub async fn run(self, mut node: OwnNode, mut state: watch::Receiver<NodeState>) {
         let mut beating = Beating {
             of: self,
-            pressures: Pressures::default(),
             patched: None,
             ignored: BTreeSet::new(),
             // Nodes that were started together do not report together.
@@ -132,6 +133,15 @@ impl Heartbeat {
     }
 }
 
+/// What the machine is short of by one more look at it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn look(settings: &NodeSettings, before: Pressures) -> io::Result<Pressures> {
+    let usage = Usage::now(&settings.data)?;
+    Ok(before.look(&usage, &settings.thresholds, Timestamp::now()))
+}
+
 /// What of the state readiness is made of.
 fn decides(state: &NodeState) -> (bool, bool, &[String]) {
     (state.agent_up, state.network_ready, &state.errors)
@@ -141,16 +151,21 @@ impl Beating {
     /// Looks at the machine and the API server's copy, and writes what differs.
     async fn look(&mut self, there: Arc<Node>, state: &NodeState) {
         let mut there = newer(there, self.patched.take());
-        match Usage::now(&self.of.settings.data) {
-            Ok(usage) => self.pressures = self.pressures.look(&usage, Timestamp::now()),
-            Err(error) => warn!(%error, "the machine's usage cannot be read"),
-        }
+        let before = *self.of.pressures.borrow();
+        let pressures = match look(&self.of.settings, before) {
+            Ok(pressures) => pressures,
+            Err(error) => {
+                warn!(%error, "the machine's usage cannot be read");
+                before
+            }
+        };
+        self.of.pressures.send_replace(pressures);
         let mut state = state.clone();
         state.errors.extend(self.of.other_block(&there));
         self.cordoned(&there).await;
         let nodes: Api<Node> = Api::all(self.of.client.clone());
         for attempt in 0..TRIES {
-            let known = self.of.known(&state, self.pressures);
+            let known = self.of.known(&state, pressures);
             let wanted = status(known, there.status.as_ref(), Timestamp::now());
             let empty = NodeStatus::default();
             let has = there.status.as_ref().unwrap_or(&empty);
@@ -354,10 +369,10 @@ mod tests {
             addresses: vec![IpAddr::from([192, 0, 2, 1])],
             features: &["SomeFeature"],
             pod_cidrs: Some(vec!["10.1.0.0/24".into()]),
+            pressures: watch::channel(Pressures::default()).0,
         };
         let beating = Beating {
             of,
-            pressures: Pressures::default(),
             patched: None,
             ignored: BTreeSet::new(),
             report_at: Instant::now() + REPORT,

@@ -36,9 +36,11 @@ pub struct Machine {
 /// What is left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// All bytes of memory.
+    pub memory: u64,
     /// Bytes of memory that can still be had.
     pub memory_available: u64,
-    /// Bytes of the data directory's file system, and all that it has.
+    /// Bytes of the data directory's file system that can still be had.
     pub disk_available: u64,
     /// All bytes of it.
     pub disk: u64,
@@ -99,6 +101,7 @@ impl Usage {
             |file: &str| fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
         let limits = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
         Ok(Self {
+            memory: memory_of(&meminfo, "MemTotal").unwrap_or_default(),
             memory_available: memory_of(&meminfo, "MemAvailable")
                 .ok_or_else(|| io::Error::other("/proc/meminfo tells no MemAvailable"))?,
             // What others than root may have, as a kubelet counts.
@@ -201,7 +204,7 @@ mod tests {
             assert!(!text.is_empty(), "{machine:?}");
         }
         assert!(machine.cpu_millis >= 1000 && machine.disk > 0);
-        assert!(usage.memory_available <= machine.memory && usage.tasks <= usage.max_tasks);
+        assert!(usage.memory_available <= usage.memory && usage.tasks <= usage.max_tasks);
     }
 
     #[test]

@@ -527,6 +527,7 @@ fn value(it: &impl Serialize) -> Value {
 mod tests {
     use super::*;
     use crate::machine::Usage;
+    use crate::pressure::Thresholds;
     use crate::settings::Given;
 
     fn settings(given: &[(&str, &str)]) -> NodeSettings {
@@ -760,7 +761,7 @@ mod tests {
             machine: &machine,
             addresses: &SOME,
             state: &state,
-            pressures: Pressures::default().look(&scarce, now),
+            pressures: Pressures::default().look(&scarce, &Thresholds::default(), now),
             features: &[],
         };
 

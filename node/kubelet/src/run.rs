@@ -39,7 +39,7 @@ use crate::server::pods::Here;
 use crate::server::{Server, ServerSettings};
 use crate::settings::{Masquerade, NodeSettings};
 use crate::trouble::explain;
-use crate::{images, lease, own_node, rotation};
+use crate::{heartbeat, images, lease, own_node, rotation};
 
 /// Features of Kubernetes that the scheduler may count on here: none before it works (kubelet.md N14).
 pub const FEATURES: &[&str] = &[];
@@ -200,6 +200,7 @@ async fn joining(settings: &NodeSettings) -> Result<Joined, NodeError> {
             addresses: addresses.clone(),
             features: FEATURES,
             pod_cidrs: None,
+            pressures: watch::channel(Pressures::default()).0,
         };
         tokio::spawn(heartbeat.run(own.clone(), state));
         found = podcidr(own).await;
@@ -348,17 +349,25 @@ impl Side {
             machine: &machine,
             addresses: &addresses,
             state: &up,
-            pressures: Pressures::default(),
+            pressures: heartbeat::look(&settings, Pressures::default()).unwrap_or_default(),
             features: FEATURES,
         };
+        let (pressures, short_of) = watch::channel(known.pressures);
         let (_uid, uid) = watch::channel(Some(joined.uid.clone()));
         lease::keep(connection.clone(), settings.node_name.clone(), uid)
             .map_err(NodeError::Begin)?;
         register(&Api::all(client.clone()), known, &server).await?;
         let own = own_node::follow(streams.clone(), &settings.node_name);
         let images_of = front.clone();
-        let keeper =
-            KeeperSettings { client: client.clone(), streams, node, own: own.clone(), front, book };
+        let keeper = KeeperSettings {
+            client: client.clone(),
+            streams,
+            node,
+            own: own.clone(),
+            short_of,
+            front,
+            book,
+        };
         tokio::spawn(Keeper::new(keeper).run());
         let (told, state) = watch::channel(up);
         tokio::spawn(images::tell(images_of, told));
@@ -369,6 +378,7 @@ impl Side {
             addresses,
             features: FEATURES,
             pod_cidrs: Some(joined.pod_cidrs),
+            pressures,
             settings,
         };
         heartbeat.run(own, state).await;

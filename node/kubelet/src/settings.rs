@@ -15,6 +15,8 @@ use copepod_node::quantity::Amount;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::pressure::Thresholds;
+
 /// A setting's name, wherever it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -52,6 +54,7 @@ keys! {
     RESERVED "system-reserved" "COPEPOD_NODE_SYSTEM_RESERVED" "systemReserved"
     HOST_PATHS "allow-host-path" "COPEPOD_NODE_ALLOW_HOST_PATH" "allowHostPaths"
     HOST_NETWORK "allow-host-network" "COPEPOD_NODE_ALLOW_HOST_NETWORK" "allowHostNetwork"
+    EVICTION "eviction-hard" "COPEPOD_NODE_EVICTION_HARD" "evictionHard"
     OS_LABEL "node-os-label" "COPEPOD_NODE_OS_LABEL" "nodeOSLabel"
 }
 
@@ -111,6 +114,8 @@ pub struct NodeSettings {
     pub host_paths: Vec<PathBuf>,
     /// Whether pods may live in the node's own network: no unless set.
     pub host_network: bool,
+    /// From where on the machine is short of something.
+    pub thresholds: Thresholds,
     /// The value of the label `kubernetes.io/os`.
     pub os_label: OsLabel,
 }
@@ -258,6 +263,7 @@ impl NodeSettings {
                 .whole(HOST_PATHS, |all| all.iter().map(|it| folder(it)).collect())?
                 .unwrap_or_default(),
             host_network: reader.one(HOST_NETWORK, yes_or_no)?.unwrap_or(false),
+            thresholds: reader.whole(EVICTION, Thresholds::parse)?.unwrap_or_default(),
             os_label: reader.one(OS_LABEL, os_label)?.unwrap_or_default(),
             data,
         })

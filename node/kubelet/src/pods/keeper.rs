@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::{WatchStreamExt, watcher};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::events::{Events, Subject};
 use super::patch;
@@ -39,6 +39,8 @@ pub struct KeeperSettings {
     pub node: String,
     /// The node's own object, by which pods are admitted.
     pub own: OwnNode,
+    /// What the machine is short of, by which they are too.
+    pub short_of: watch::Receiver<Pressures>,
     /// The agent.
     pub front: Front,
     /// The list that the node's own API shows.
@@ -250,8 +252,8 @@ impl Keeper {
         let Some(pod) = seen.pod.clone().filter(|_| !self.counted.contains_key(uid)) else {
             return false;
         };
-        let Err(rejection) = admission::admit(&pod, &node, &self.taken, &Pressures::default())
-        else {
+        let pressures = *self.of.short_of.borrow();
+        let Err(rejection) = admission::admit(&pod, &node, &self.taken, &pressures) else {
             self.count(uid, &pod, false);
             return false;
         };
