@@ -1,9 +1,9 @@
-//! How long to wait before trying again, and how far apart nodes beat that were started together.
+//! How long to wait before trying again, how often something may be done, and how far apart nodes beat that were started together.
 //!
 //! Absent: sleeping.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Waits that double from one bound to another.
 #[derive(Clone, Debug)]
@@ -32,6 +32,32 @@ impl Backoff {
     }
 }
 
+/// Lets so many through in a second, and as many as a burst has at once after a time without any.
+#[derive(Clone, Debug)]
+pub struct Measure {
+    per_second: f64,
+    burst: f64,
+    /// How many may pass at `at`; below none: how many have been let through ahead of their time.
+    left: f64,
+    at: Option<Instant>,
+}
+
+impl Measure {
+    /// A whole burst may pass now.
+    pub fn new(per_second: u32, burst: u32) -> Self {
+        let (per_second, burst) = (per_second.into(), burst.into());
+        Self { per_second, burst, left: burst, at: None }
+    }
+
+    /// Takes one more; how long it has to wait from `now`.
+    pub fn take(&mut self, now: Instant) -> Duration {
+        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.left = (self.left + since.as_secs_f64() * self.per_second).min(self.burst) - 1.0;
+        self.at = Some(now);
+        Duration::from_secs_f64((-self.left).max(0.0) / self.per_second)
+    }
+}
+
 /// A time about as long as `time`: between it less `share` and it plus `share`, of one.
 pub fn about(time: Duration, share: f64) -> Duration {
     // A fresh state's keys are random, which is enough for not doing the same as the neighbour.
@@ -55,6 +81,21 @@ mod tests {
         backoff.succeeded();
 
         assert_eq!((waits, backoff.failed().as_secs()), ([1, 2, 4, 5], 1));
+    }
+
+    #[test]
+    fn a_burst_passes_at_once_and_what_comes_behind_it_in_measure() {
+        let mut measure = Measure::new(10, 3);
+        let now = Instant::now();
+
+        let waits = [(); 5].map(|()| measure.take(now).as_millis());
+        assert_eq!(waits, [0, 0, 0, 100, 200]);
+
+        let later = now + Duration::from_millis(300);
+        assert_eq!(measure.take(later).as_millis(), 0, "those ahead of their time have passed");
+        let much_later = now + Duration::from_secs(3600);
+        let waits = [(); 4].map(|()| measure.take(much_later).as_millis());
+        assert_eq!(waits, [0, 0, 0, 100], "more than a burst is never saved up");
     }
 
     #[test]

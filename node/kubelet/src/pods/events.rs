@@ -1,6 +1,7 @@
 //! What happened to pods, as Events in the API: the same again counts up the one that is there.
 //!
-//! Events are for people and may be lost: a queue that an API server does not empty drops the newest, and an error drops the one.
+//! Events are for people and may be lost: a queue that an API server does not empty drops the newest, and an error drops the one. And
+//! they may be late: they are written in measure, as a kubelet's are, so that starts of many pods have the API server for themselves.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,9 +12,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant as Clock;
+
+use crate::pace::Measure;
 
 /// As many events wait to be written as a burst of a thousand pods makes.
 const QUEUE: usize = 8192;
+
+/// A kubelet's eventRecordQPS and eventBurst.
+const PER_SECOND: u32 = 50;
+const AT_ONCE: u32 = 100;
 
 /// For so long the same event counts up, as long as the API server keeps one by default.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -77,7 +85,9 @@ async fn write_all(
     mut queue: mpsc::Receiver<(Subject, NewEvent)>,
 ) {
     let mut written: HashMap<Key, Written> = HashMap::new();
+    let mut measure = Measure::new(PER_SECOND, AT_ONCE);
     while let Some((subject, event)) = queue.recv().await {
+        tokio::time::sleep(measure.take(Clock::now().into_std())).await;
         let namespace = if subject.namespace.is_empty() { "default" } else { &subject.namespace };
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
         if written.len() >= MOST_REMEMBERED {
@@ -173,6 +183,24 @@ mod tests {
 
     fn subject() -> Subject {
         Subject { kind: "Pod", namespace: "shop".into(), name: "web".into(), uid: "u".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_events_reaches_the_api_server_in_measure_and_whole() {
+        let (client, log) = crate::fake::api(|asked| (201, asked.body.clone()));
+        let events = Events::start(client, "n1".into());
+        let begin = Clock::now();
+        for n in 0..AT_ONCE + 2 * PER_SECOND {
+            events.tell(&subject(), event(&n.to_string()));
+        }
+
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!((AT_ONCE..AT_ONCE + PER_SECOND).contains(&(log.all().len() as u32)));
+        while log.all().len() < (AT_ONCE + 2 * PER_SECOND) as usize {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+
+        assert_eq!(begin.elapsed().as_secs(), 2);
     }
 
     #[test]
