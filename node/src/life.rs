@@ -209,7 +209,8 @@ impl PodLife {
         &self.spec.uid
     }
 
-    /// The facts since the last call. They are to be on disk before the planned actions are performed.
+    /// The facts since the last call. They are to be journaled before the planned actions are performed, and on disk where they have
+    /// to outlive the machine.
     #[must_use]
     pub fn take_facts(&mut self) -> Vec<Journaled> {
         std::mem::take(&mut self.facts)

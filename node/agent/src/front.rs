@@ -93,10 +93,21 @@ pub struct Known {
     pub over: bool,
 }
 
+/// Where it is told whether a pod was taken on: all that is wrong with it where it was not.
+type TakenOn = oneshot::Sender<Result<(), Vec<String>>>;
+
+/// A pod that was put on disk, or could not be.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    entry: Entry,
+    put: io::Result<()>,
+    answer: TakenOn,
+}
+
 /// What a front asks of the owner.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    TakeOn { pod: Box<Pod>, objects: PodObjects, answer: oneshot::Sender<Result<(), Vec<String>>> },
+    TakeOn { pod: Box<Pod>, objects: PodObjects, answer: TakenOn },
     Update { pod: Box<Pod>, answer: oneshot::Sender<Result<(), Vec<String>>> },
     End { uid: String, grace: Duration },
     Forget { uid: String },
@@ -250,9 +261,11 @@ impl Owner {
 
     pub(crate) fn ask(&mut self, ask: Ask, touched: &mut BTreeSet<String>) {
         match ask {
-            Ask::TakeOn { pod, objects, answer } => {
-                let _ = answer.send(self.take_on(*pod, objects, touched));
-            }
+            Ask::TakeOn { pod, objects, answer } => match self.newcomer(*pod, objects) {
+                Ok(Some(entry)) => self.put(entry, answer),
+                Ok(None) => drop(answer.send(Ok(()))),
+                Err(reasons) => drop(answer.send(Err(reasons))),
+            },
             Ask::Update { pod, answer } => {
                 let _ = answer.send(self.update(*pod, touched));
             }
@@ -292,15 +305,11 @@ impl Owner {
         Ok(())
     }
 
-    fn take_on(
-        &mut self,
-        pod: Pod,
-        objects: PodObjects,
-        touched: &mut BTreeSet<String>,
-    ) -> Result<(), Vec<String>> {
+    /// A pod that may be taken on, with an address; none where it is here already.
+    fn newcomer(&mut self, pod: Pod, objects: PodObjects) -> Result<Option<Entry>, Vec<String>> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         if uid.is_empty() || self.pods.contains_key(&uid) {
-            return Ok(());
+            return Ok(None);
         }
         if let Some(node) = &self.performer.config.cluster {
             let mut refused = refused_host_paths(&pod, &node.host_paths);
@@ -330,19 +339,43 @@ impl Owner {
             loopback: self.loopback_of(ip),
             accepted: now,
         };
-        if let Err(error) = self.store.put(&uid, &stored) {
-            self.give_back(stored.ip);
-            let _ = self.store.remove(&uid);
-            return Err(vec![format!("the node's data directory cannot be written: {error}")]);
-        }
         let host_ips = self.performer.node.facts.ips.clone();
         let data = &self.performer.config.data;
-        let world = World::new(data, uid.clone(), stored, host_ips, Vec::new());
+        let world = World::new(data, uid, stored, host_ips, Vec::new());
+        Ok(Some(Entry::new(life, world)))
+    }
+
+    /// Puts a pod on disk in a thread of its own: each waits for the disk some times, and pods that come together do so together.
+    fn put(&self, entry: Entry, answer: TakenOn) {
+        let (wake, store) = (self.performer.wake.clone(), self.store.clone());
+        tokio::task::spawn_blocking(move || {
+            let put = store.put(&entry.world.uid, &entry.world.stored);
+            // The owner is gone only when the agent ends.
+            let _ = wake.blocking_send(Wake::Arrived(Box::new(Arrival { entry, put, answer })));
+        });
+    }
+
+    pub(crate) fn arrive(&mut self, arrival: Arrival, touched: &mut BTreeSet<String>) {
+        let Arrival { entry, put, answer } = arrival;
+        let uid = entry.world.uid.clone();
+        // Asked for twice at once, it came by the other.
+        if self.pods.contains_key(&uid) {
+            self.give_back(entry.world.stored.ip);
+            let _ = answer.send(Ok(()));
+            return;
+        }
+        if let Err(error) = put {
+            self.give_back(entry.world.stored.ip);
+            let _ = self.store.remove(&uid);
+            let why = format!("the node's data directory cannot be written: {error}");
+            let _ = answer.send(Err(vec![why]));
+            return;
+        }
         // Another pod of this name may still be ending here: the name is the newest one's.
-        self.names.insert(world.name(), uid.clone());
-        self.pods.insert(uid.clone(), Entry::new(life, world));
+        self.names.insert(entry.world.name(), uid.clone());
+        self.pods.insert(uid.clone(), entry);
         touched.insert(uid);
-        Ok(())
+        let _ = answer.send(Ok(()));
     }
 }
 

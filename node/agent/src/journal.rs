@@ -1,8 +1,9 @@
-//! What the agent must not forget: facts about pods, on disk before anything is done because of them.
+//! What the agent must not forget: facts about pods, written before anything is done because of them, and on disk where it is
+//! something that must not be done twice.
 //!
 //! One append-only file for all pods, so that many facts share one `fdatasync`. A record is a little-endian `u32` length, the
-//! `u32` CRC-32 of what follows, and CBOR. A tail that a crash cut off is dropped, as nobody acted on it; damage before the tail is
-//! an error, because what follows it was acted on. A file that has grown long is replaced by what its facts come to.
+//! `u32` CRC-32 of what follows, and CBOR. A tail that a crash cut off is dropped, as nothing came of it that is not gone too; damage
+//! before the tail is an error, because what follows it was acted on. A file that has grown long is replaced by what its facts come to.
 //!
 //! Absent: a database. An embedded one costs threads and memory on every node for what is a list of a few facts per pod that is
 //! only ever read whole, at start.
@@ -78,11 +79,10 @@ impl Journal {
         Ok((Self { path: path.to_owned(), file, length, long_from: LONG }, facts))
     }
 
-    /// Appends facts; when it returns, they outlive a power cut.
+    /// Appends facts; when it returns, they outlive the agent, and with the next [`sync`](Self::sync) a power cut.
     ///
     /// # Errors
-    /// [`JournalError::Io`], after which nothing may be acted on and the agent ends: a failed `fdatasync` is not repeated, as the
-    /// kernel may have dropped the pages.
+    /// [`JournalError::Io`], after which nothing may be acted on and the agent ends.
     pub(crate) fn append<F: Serialize>(&mut self, facts: &[F]) -> Result<(), JournalError> {
         if facts.is_empty() {
             return Ok(());
@@ -93,10 +93,17 @@ impl Journal {
         }
         self.file
             .write_all(&bytes)
-            .and_then(|()| self.file.sync_data())
             .map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
         self.length += bytes.len() as u64;
         Ok(())
+    }
+
+    /// When it returns, all that was appended outlives a power cut.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`], after which the agent ends: a failed `fdatasync` is not repeated, as the kernel may have dropped the pages.
+    pub(crate) fn sync(&mut self) -> Result<(), JournalError> {
+        self.file.sync_data().map_err(|source| JournalError::Io { path: self.path.clone(), source })
     }
 
     /// Whether so much was appended that [`replace`](Self::replace) is due.

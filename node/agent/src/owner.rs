@@ -1,7 +1,7 @@
 //! The one task that owns the pods: every change to a pod's life happens here, in turn.
 //!
 //! It wakes on one [`Wake`], or when the earliest of all pods has something due; lets each pod touched plan; puts the facts of all
-//! of them into the journal with one `fdatasync`; and only then has [`Performer`] act. It never waits for a guest, a runner or a
+//! of them into the journal, with one `fdatasync` where one of them needs it; and only then has [`Performer`] act. It never waits for a guest, a runner or a
 //! registry: those answer with a `Wake`.
 //!
 //! Absent: how anything is done (`perform`), and what should be done (`copepod_node::life`).
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::api::{Call, PodName, PodView, Reply, StopPods};
-use crate::front::{Ask, Board};
+use crate::front::{Arrival, Ask, Board};
 use crate::journal::{Journal, JournalError};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
@@ -55,6 +55,8 @@ pub(crate) enum Wake {
     Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
     /// The front asks.
     Front(Ask),
+    /// A pod that the front brought is on disk, or cannot be.
+    Arrived(Box<Arrival>),
     /// Something is due.
     Tick,
 }
@@ -156,6 +158,7 @@ impl Owner {
         match wake {
             Wake::Call(asked) => self.answer(asked, touched),
             Wake::Front(ask) => self.ask(ask, touched),
+            Wake::Arrived(arrival) => self.arrive(*arrival, touched),
             Wake::Pod { uid, event } => self.observe(&uid, event, touched),
             Wake::Objects { uid, objects } => self.replace_objects(&uid, objects, touched),
             Wake::Warning { uid, reason, message } => {
@@ -330,6 +333,9 @@ impl Owner {
             changed.push(uid);
         }
         self.journal.append(&lines)?;
+        if lines.iter().any(|line| line.journaled.fact.outlives_the_machine()) {
+            self.journal.sync()?;
+        }
         self.performer.acknowledge_now();
         for (world, planned) in actions {
             for action in planned {

@@ -25,6 +25,7 @@ const MOST_EVENTS: usize = 100;
 const TERMINATION_MESSAGE: u64 = 4096;
 
 /// A pod in the owner's hands.
+#[derive(Debug)]
 pub(crate) struct Entry {
     /// What decides.
     pub(crate) life: PodLife,

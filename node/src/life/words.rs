@@ -275,7 +275,7 @@ pub enum ExitReason {
     Lost,
 }
 
-/// One fact of a pod's life, to be on disk before the actions planned in the same turn are performed.
+/// One fact of a pod's life, to be in the journal before the actions planned in the same turn are performed.
 ///
 /// All facts of a pod, in order, are its history: [`super::PodLife::recover`] makes the same life of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,6 +396,32 @@ pub enum Fact {
     },
     /// All that the facts before say of the pod beside its containers; after those of all its containers.
     PodSoFar(Box<PodSoFar>),
+}
+
+impl Fact {
+    /// Whether it has to outlive a power cut, and not the agent alone. What is said of a sandbox and of what runs in it does not: with
+    /// the machine all of that is gone, and by what was sent the next agent knows what it has lost.
+    pub fn outlives_the_machine(&self) -> bool {
+        match self {
+            Self::Admitted
+            | Self::SandboxUp { .. }
+            | Self::SandboxLost
+            | Self::ImageIs { .. }
+            | Self::Started { .. }
+            | Self::PostStartDone { .. }
+            | Self::Probed { .. } => false,
+            Self::AttemptSent { .. }
+            | Self::AttemptUnsent { .. }
+            | Self::ContainerEnds { .. }
+            | Self::PreStopDone { .. }
+            | Self::StopSent { .. }
+            | Self::Exited { .. }
+            | Self::PodEnds { .. }
+            | Self::TornDown
+            | Self::ContainerSoFar { .. }
+            | Self::PodSoFar(_) => true,
+        }
+    }
 }
 
 /// Why a pod ends.

@@ -67,6 +67,25 @@ fn an_attempt_whose_runner_is_dead_may_have_run_and_counts() {
 }
 
 #[test]
+fn after_a_power_cut_what_was_sent_is_not_sent_again_whatever_else_the_cut_took() {
+    let readiness = json!({"readinessProbe": {"tcpSocket": {"port": 80}}});
+    for (policy, phase) in [("Never", "Failed"), ("Always", "Running")] {
+        let mut bench = Bench::running(readiness.clone(), policy);
+        assert_eq!(bench.plan(), ["probe c Readiness"]);
+        bench.probed(ProbeKind::Readiness, true);
+        let kept = bench.journal.iter().rposition(|it| it.fact.outlives_the_machine());
+        bench.journal.truncate(kept.expect("an attempt was sent") + 1);
+
+        bench.restart_agent();
+        bench.event(PodEvent::SandboxLost);
+
+        assert_eq!(bench.phase(), phase);
+        assert_eq!(bench.container("c").restart_count, 0, "the first run was the only one");
+        assert!(!bench.plan().contains(&"start c 0".to_owned()));
+    }
+}
+
+#[test]
 fn a_lost_container_is_terminated_and_restarted_as_its_policy_says() {
     let mut bench = Bench::running(json!({}), "Always");
 
