@@ -9,10 +9,14 @@ use http::{Request, header};
 use kube::Client;
 use kube::client::Body;
 
+use crate::server::metrics::{API_REQUESTS, Metrics};
+
 /// The API server, as this node. Clones are one and the same.
 #[derive(Clone, Debug)]
 pub struct Connection {
     current: Arc<Mutex<Current>>,
+    /// Where requests are counted.
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -35,7 +39,13 @@ impl Connection {
     /// With these credentials, for now. Nothing is connected yet.
     pub fn new(mut config: kube::Config) -> Self {
         introduce(&mut config);
-        Self { current: Arc::new(Mutex::new(Current { version: 0, config })) }
+        let current = Arc::new(Mutex::new(Current { version: 0, config }));
+        Self { current, metrics: Arc::default() }
+    }
+
+    /// The figures in which all requests are counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Other credentials; every client goes on with new connections. What is under way ends on the old ones.
@@ -58,9 +68,20 @@ impl Connection {
     pub fn client(&self, purpose: Use) -> Result<Client, kube::Error> {
         let first = self.build(purpose)?;
         let (connection, held) = (self.clone(), Arc::new(Mutex::new(first)));
+        let server = self.server();
+        let host: Arc<str> = server.authority().map_or("", |it| it.as_str()).into();
         let service = tower::service_fn(move |request: Request<Body>| {
             let client = connection.newest(&held, purpose);
-            async move { client?.send(request).await }
+            let (method, host) = (request.method().clone(), host.clone());
+            let metrics = connection.metrics.clone();
+            async move {
+                let answer = client?.send(request).await;
+                let code =
+                    answer.as_ref().map_or("<error>".into(), |it| it.status().as_str().to_owned());
+                let labels = [("code", &*code), ("host", &*host), ("method", method.as_str())];
+                metrics.add(&API_REQUESTS, &labels, 1.0);
+                answer
+            }
         });
         Ok(Client::new(service, "default"))
     }
@@ -107,6 +128,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::server::metrics::Page;
 
     /// A server that answers each request with its own name.
     async fn server(name: &'static str) -> SocketAddr {
@@ -138,6 +160,27 @@ mod tests {
     async fn asked(client: &Client) -> String {
         let request = Request::get("/").body(Vec::new()).expect("a request");
         client.request_text(request).await.expect("answered")
+    }
+
+    #[tokio::test]
+    async fn every_request_is_counted_by_what_came_of_it() {
+        let address = server("name").await;
+        let connection = Connection::new(config(address));
+        let client = connection.client(Use::Streams).expect("a client");
+        asked(&client).await;
+        asked(&client).await;
+        connection.replace(config("127.0.0.1:1".parse().expect("an address")));
+        let request = Request::get("/").body(Vec::new()).expect("a request");
+        assert!(client.request_text(request).await.is_err());
+
+        let page = connection.metrics().show(Page::Own);
+
+        for (code, count) in [("200", 2), ("<error>", 1)] {
+            let line = format!(
+                "rest_client_requests_total{{code=\"{code}\",host=\"{address}\",method=\"GET\"}} {count}"
+            );
+            assert!(page.lines().any(|it| it == line), "{line}\n{page}");
+        }
     }
 
     #[tokio::test]

@@ -337,7 +337,7 @@ impl Side {
             pods: Arc::new(Here::new(front.clone(), book.clone())),
             node: node.clone(),
             config: configuration(&settings),
-            metrics: Arc::default(),
+            metrics: connection.metrics().clone(),
             data: settings.data.clone(),
         });
         let api = api.await.map_err(|source| NodeError::Port { listen, source })?;
@@ -367,6 +367,7 @@ impl Side {
             short_of,
             front,
             book,
+            metrics: connection.metrics().clone(),
         };
         tokio::spawn(Keeper::new(keeper).run());
         let (told, state) = watch::channel(up);

@@ -15,6 +15,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::events::{Events, Subject};
+use super::figures::Figures;
 use super::patch;
 use super::plan::{Local, Step, Tracked, pause};
 use super::references::Objects;
@@ -25,6 +26,7 @@ use super::told::Book;
 use crate::admission::{self, Taken};
 use crate::own_node::OwnNode;
 use crate::pressure::Pressures;
+use crate::server::metrics::Metrics;
 
 /// Steps under way: what an API server gives one node's priority level at a time is of this order.
 const MOST_STEPS: usize = 32;
@@ -45,6 +47,8 @@ pub struct KeeperSettings {
     pub front: Front,
     /// The list that the node's own API shows.
     pub book: Arc<Book>,
+    /// The figures that it shows.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Keeps the API server's pods and the agent's the same.
@@ -52,6 +56,7 @@ pub struct Keeper {
     of: KeeperSettings,
     objects: Objects,
     events: Events,
+    figures: Figures,
     /// What the pods here have of the node, and which pods are counted in it.
     taken: Taken,
     counted: HashMap<String, Arc<Pod>>,
@@ -95,6 +100,7 @@ impl Keeper {
         Self {
             objects: Objects::new(of.client.clone(), services),
             events: Events::start(of.client.clone(), of.node.clone()),
+            figures: Figures::new(of.metrics.clone()),
             of,
             taken: Taken::default(),
             counted: HashMap::new(),
@@ -159,11 +165,14 @@ impl Keeper {
         self.objects.hold(&uid, &news.pod);
         self.count(&uid, &news.pod, news.over);
         let tracked = self.roster.pods.entry(uid.clone()).or_default();
-        let was_same = tracked.status.as_ref() == Some(&news.status);
+        let now = Instant::now();
+        let before = tracked.status.as_ref();
+        self.figures.news(&uid, before, &news.status, &news.events, now);
+        let was_same = before == Some(&news.status);
         tracked.local = Local::Here { over: news.over };
         tracked.given = Some(Form::of(&news.pod));
         if !was_same {
-            tracked.changed = Some(Instant::now());
+            tracked.changed = Some(now);
             tracked.status = Some(news.status);
         }
         let name = PodName::of(&news.pod);
@@ -218,6 +227,9 @@ impl Keeper {
             }
             Outcome::Written(pod, patch) => {
                 let version = Seen::version_of(&pod);
+                if let (Some(changed), Some(status)) = (tracked.changed, &pod.status) {
+                    self.figures.written(&uid, status, changed, Instant::now());
+                }
                 tracked.written = Some((patch, version));
                 self.roster.answered(*pod);
             }
@@ -268,6 +280,7 @@ impl Keeper {
     fn drop_pod(&mut self, uid: &str) {
         self.roster.pods.remove(uid);
         self.objects.release(uid);
+        self.figures.release(uid);
         self.of.book.remove(uid);
         self.uncount(uid);
     }
@@ -299,7 +312,12 @@ impl Keeper {
                 tracked.local = Local::Unknown;
                 tracked.status = None;
             }
-            Step::TakeOn | Step::Update | Step::Write(_) | Step::Fail | Step::Delete => {}
+            Step::TakeOn => {
+                if let Some(pod) = tracked.seen.as_ref().and_then(|seen| seen.pod.as_ref()) {
+                    self.figures.took_on(&uid, pod, now);
+                }
+            }
+            Step::Update | Step::Write(_) | Step::Fail | Step::Delete => {}
         }
         tracked.busy = true;
         let seen = tracked.seen.clone();

@@ -44,6 +44,12 @@ pub enum Page {
 /// Prometheus's own.
 const SHORT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// A kubelet's for starts: round numbers, so that both of us can be asked which share of pods starts within some.
+const STARTUP: &[f64] = &[
+    0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0,
+    300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+];
+
 const fn metric(name: &'static str, kind: Kind, help: &'static str) -> Metric {
     Metric { name, help, kind, page: Page::Own }
 }
@@ -68,6 +74,39 @@ pub const STARTED_CONTAINERS: Metric = metric(
     "kubelet_started_containers_total",
     Kind::Counter,
     "Cumulative number of containers started",
+);
+/// No labels.
+pub const STARTED_PODS: Metric =
+    metric("kubelet_started_pods_total", Kind::Counter, "Cumulative number of pods started");
+/// No labels.
+pub const POD_START: Metric = metric(
+    "kubelet_pod_start_duration_seconds",
+    Kind::Histogram(STARTUP),
+    "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+);
+/// No labels.
+pub const POD_START_TOTAL: Metric = metric(
+    "kubelet_pod_start_total_duration_seconds",
+    Kind::Histogram(STARTUP),
+    "Duration in seconds to start a pod since creation, including time to pull images and run init containers",
+);
+/// No labels.
+pub const POD_START_SLI: Metric = metric(
+    "kubelet_pod_start_sli_duration_seconds",
+    Kind::Histogram(STARTUP),
+    "Duration in seconds to start a pod, excluding time to pull images and run init containers, since its creation",
+);
+/// No labels.
+pub const POD_STATUS_SYNC: Metric = metric(
+    "kubelet_pod_status_sync_duration_seconds",
+    Kind::Histogram(&[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0]),
+    "Duration in seconds from detection of a change to pod status until the API is updated for that pod",
+);
+/// `code`, `method`, `host`.
+pub const API_REQUESTS: Metric = metric(
+    "rest_client_requests_total",
+    Kind::Counter,
+    "Number of HTTP requests, partitioned by status code, method, and host",
 );
 /// `probe_type`, `result`, `container`, `pod`, `namespace`, `pod_uid`.
 pub const PROBES: Metric = Metric {
