@@ -1,17 +1,20 @@
-//! `cargo xtask bench start|http|memory`: figures of ours beside those of peers, taken in turn in one run.
+//! `cargo xtask bench start|http|memory|pods`: figures of ours beside those of peers, taken in turn in one run.
 //!
-//! Here: rounds, series of samples, the report. What is measured stands in [`start`], [`http`] and [`memory`]; [`peers`]
-//! brings the others' programs. Absent: judgement. Where an aim is missed, docs/benchmarks.md says why.
+//! Here: rounds, series of samples, the report. What is measured stands in [`start`], [`http`], [`memory`] and [`pods`]; [`peers`]
+//! brings the others' programs, and [`cgroup`] reads what programs cost. Absent: judgement. Where an aim is missed, docs/benchmarks.md says why.
 
+mod cgroup;
 mod http;
 mod link;
 mod memory;
 mod peers;
+mod pods;
 mod start;
 
 use std::path::PathBuf;
 use std::process::Command;
 
+pub(crate) use pods::Narrow;
 pub(crate) use start::print_times;
 
 use anyhow::{Context, Result};
@@ -30,12 +33,14 @@ pub(crate) enum What {
     Http,
     /// What an idle pod costs, everything included.
     Memory,
+    /// From a pod in a cluster's API to a pod that is ready, and what a node costs. Needs Go.
+    Pods,
 }
 
 /// How often each of the interleaved measurements is taken, at least.
 pub(crate) const ROUNDS: usize = 5;
 
-pub(crate) fn run_one(cache: &Cache, what: What, rounds: usize) -> Result<()> {
+pub(crate) fn run_one(cache: &Cache, what: What, rounds: usize, narrow: &Narrow) -> Result<()> {
     anyhow::ensure!(
         copepod_tests::node::is_root(),
         "the benchmarks need root: pods and peers get namespaces and cgroups of their own"
@@ -46,6 +51,7 @@ pub(crate) fn run_one(cache: &Cache, what: What, rounds: usize) -> Result<()> {
         What::Start => ("start", start::measure(cache, rounds)?),
         What::Http => ("http", http::measure(cache, rounds)?),
         What::Memory => ("memory", memory::measure(cache)?),
+        What::Pods => ("pods", pods::measure(cache, rounds, narrow)?),
     };
     report.notes.push(format!("load average before: {before}, after: {}", load_average()));
     report.print(name);
@@ -101,7 +107,7 @@ impl Report {
         match self.series.iter_mut().find(|it| it.of == of && it.unit == unit) {
             Some(series) => series.samples.push(value),
             None => {
-                let more_is_better = unit == "requests/s";
+                let more_is_better = unit.ends_with("/s");
                 self.series.push(Series {
                     samples: vec![value],
                     more_is_better,
@@ -152,6 +158,7 @@ pub(crate) struct Own {
     pub(crate) plain_hyper: PathBuf,
     pub(crate) start_instances: PathBuf,
     pub(crate) compile: PathBuf,
+    pub(crate) api_pods: PathBuf,
 }
 
 pub(crate) fn own_programs(cache: &Cache) -> Result<Own> {
@@ -167,6 +174,7 @@ pub(crate) fn own_programs(cache: &Cache) -> Result<Own> {
         plain_hyper: folder.join("plain-hyper"),
         start_instances: folder.join("start-instances"),
         compile: folder.join("compile-for-tests"),
+        api_pods: folder.join("api-pods"),
     })
 }
 

@@ -48,6 +48,23 @@ pub(crate) fn unpacked(cache: &Cache, package: &str, name: &str) -> Result<PathB
     Ok(candidates.into_iter().find(|file| file.is_file()).unwrap_or(started))
 }
 
+/// A folder of a package with programs that are on no PATH, such as plugins.
+pub(crate) fn folder(cache: &Cache, package: &str, inside: &str) -> Result<PathBuf> {
+    let installed = Path::new("/").join(inside);
+    if installed.is_dir() {
+        return Ok(installed);
+    }
+    let unpacked = cache.debian().join(package);
+    let found = unpacked.join("root").join(inside);
+    if !found.is_dir() {
+        step(&format!("unpacking Debian's {package}"), || unpack(cache, package, &unpacked))?;
+    }
+    if !found.is_dir() {
+        bail!("Debian's {package} has no folder {inside}");
+    }
+    Ok(found)
+}
+
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Programs for root are often not on a user's PATH.

@@ -19,7 +19,7 @@ use copepod_tests::cluster::ASSETS;
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, checkout};
-use crate::command::step;
+use crate::command::{output, step};
 
 /// How often a build says how far it is.
 const TELL: Duration = Duration::from_secs(10);
@@ -179,6 +179,17 @@ pub(crate) fn bring(cache: &Cache, set: Set) -> Result<PathBuf> {
         },
     )?;
     Ok(bin)
+}
+
+/// Where Go keeps the sources of a set's own module, with the files beside them; brought by Go where they are not there.
+pub(crate) fn sources(set: Set) -> Result<PathBuf> {
+    let module = set.module();
+    let go = Go::find(&module)?;
+    let mut command = Command::new(&go.0);
+    command.current_dir(&module).args(["mod", "download", "-json", set.version().0]);
+    let told: serde_json::Value = serde_json::from_str(&output(&mut command)?)?;
+    let folder = told["Dir"].as_str().context("Go does not say where the sources are")?;
+    Ok(folder.into())
 }
 
 /// Removes what was built from other versions. What runs from there runs on.

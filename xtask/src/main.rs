@@ -62,6 +62,8 @@ enum Task {
         /// How often each is taken; never less than five times.
         #[arg(long, default_value_t = bench::ROUNDS)]
         rounds: usize,
+        #[command(flatten)]
+        narrow: bench::Narrow,
     },
     /// Time a command, again and again.
     #[command(hide = true)]
@@ -115,7 +117,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Kube { ask } => kube::run(&cache, ask.as_ref())?,
         Task::Demo { kube } => demo::run(&cache, kube)?,
         Task::Test { only, long } => return test::run(&cache, only.as_deref(), long),
-        Task::Bench { what, rounds } => bench::run_one(&cache, what, rounds)?,
+        Task::Bench { what, rounds, narrow } => bench::run_one(&cache, what, rounds, &narrow)?,
         Task::Time { count, command } => bench::print_times(count, &command)?,
         Task::Debian { package, program } => {
             println!("{}", debian::program(&cache, &package, &program)?.display());

@@ -4,8 +4,7 @@
 //! which counts shared pages again and again.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +14,7 @@ use copepod_tests::node::{Node, is_ready};
 use serde_json::{Value, json};
 
 use super::Report;
+use super::cgroup::{self, Cgroup};
 use super::http::cpu_seconds;
 use super::peers::{self, Running, await_answer, free_port};
 use crate::cache::Cache;
@@ -149,7 +149,7 @@ impl Weighed {
     fn bytes(&self) -> Result<u64> {
         std::thread::sleep(SETTLE);
         let id = self.node.mark().id.context("the node has an id")?;
-        Ok(self.agent.usage()? + usage_of_groups(&memory_root(), &id)?)
+        Ok(self.agent.memory()? + cgroup::memory_of(&id)?)
     }
 
     /// Per cent of a core that the agent and its runners use while nobody asks anything of them.
@@ -221,83 +221,7 @@ fn serve(report: &mut Report, wasmtime: &Path, hello: &Path) -> Result<()> {
         await_answer(address)?;
     }
     std::thread::sleep(SETTLE);
-    let each = group.usage()? as f64 / PEERS as f64 / 1024.0;
+    let each = group.memory()? as f64 / PEERS as f64 / 1024.0;
     report.sample("wasmtime serve, one process per app", "KiB/app", each);
     Ok(())
-}
-
-/// Where memory is accounted: the v1 hierarchy where there is one, else the unified one.
-fn memory_root() -> PathBuf {
-    let v1 = Path::new("/sys/fs/cgroup/memory");
-    if v1.is_dir() { v1.to_owned() } else { "/sys/fs/cgroup".into() }
-}
-
-/// Bytes charged to a group and all beneath it.
-fn usage(group: &Path) -> Result<u64> {
-    let files = ["memory.usage_in_bytes", "memory.current"].map(|name| group.join(name));
-    let file = files.iter().find(|file| file.exists()).context("no memory controller")?;
-    Ok(fs::read_to_string(file)?.trim().parse()?)
-}
-
-/// The sum over the topmost groups whose names hold `id`.
-fn usage_of_groups(folder: &Path, id: &str) -> Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(folder)?.flatten().filter(|entry| entry.path().is_dir()) {
-        sum += if entry.file_name().to_string_lossy().contains(id) {
-            usage(&entry.path())?
-        } else {
-            usage_of_groups(&entry.path(), id)?
-        };
-    }
-    Ok(sum)
-}
-
-/// A memory cgroup of this benchmark's, removed with it.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn make(name: &str) -> Result<Self> {
-        let group = memory_root().join(format!("copepod-bench-{}-{name}", std::process::id()));
-        fs::create_dir_all(&group).with_context(|| format!("cannot make {}", group.display()))?;
-        Ok(Self(group))
-    }
-
-    fn usage(&self) -> Result<u64> {
-        usage(&self.0)
-    }
-
-    /// A command that runs a program inside.
-    fn inside(&self, program: &Path) -> Command {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(&self.0)
-            .arg(program);
-        command
-    }
-
-    /// A program that starts `program` inside; it lies beside it, so that it finds what lies there.
-    fn starter(&self, program: &Path) -> Result<PathBuf> {
-        use std::os::unix::fs::PermissionsExt;
-        let starter = program.with_file_name("copepod-in-a-cgroup");
-        let (group, program) = (self.0.display(), program.display());
-        fs::write(
-            &starter,
-            format!("#!/bin/sh\necho $$ > {group}/cgroup.procs && exec {program} \"$@\"\n"),
-        )?;
-        fs::set_permissions(&starter, fs::Permissions::from_mode(0o755))?;
-        Ok(starter)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Processes that were killed just now leave the group a moment later.
-        for _ in 0..50 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 }

@@ -72,6 +72,13 @@ impl Running {
         Ok(Self(quiet.spawn().map_err(|error| missing(command, error))?))
     }
 
+    /// The same with what it says added to a file.
+    pub(crate) fn logged(command: &mut Command, file: &Path) -> Result<Self> {
+        let log = std::fs::File::options().create(true).append(true).open(file)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Self(command.spawn().map_err(|error| missing(command, error))?))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
@@ -174,7 +181,7 @@ impl Containerd {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let image = pack(&bundle.join("rootfs"), &home)?;
+        let image = pack(&bundle.join("rootfs"), &home, IMAGE, &["/bin/true"])?;
         output(this.ctr().args(["image", "import"]).arg(image))?;
         Ok(this)
     }
@@ -186,8 +193,8 @@ impl Containerd {
     }
 }
 
-/// An image of one layer, as an archive in OCI's layout.
-fn pack(rootfs: &Path, folder: &Path) -> Result<PathBuf> {
+/// An image of one layer with this name and command, as an archive in OCI's layout.
+pub(crate) fn pack(rootfs: &Path, folder: &Path, name: &str, command: &[&str]) -> Result<PathBuf> {
     let layout = folder.join("layout");
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
@@ -206,13 +213,13 @@ fn pack(rootfs: &Path, folder: &Path) -> Result<PathBuf> {
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Cmd": ["/bin/true"] },
+        "config": { "Cmd": command },
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
     });
     let config = blob(config.to_string().as_bytes(), "config.v1+json")?;
     let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
     let mut manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json")?;
-    manifest["annotations"] = serde_json::json!({ "io.containerd.image.name": IMAGE });
+    manifest["annotations"] = serde_json::json!({ "io.containerd.image.name": name });
     std::fs::write(
         layout.join("index.json"),
         serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string(),
