@@ -158,7 +158,6 @@ pub(crate) struct Own {
     pub(crate) plain_hyper: PathBuf,
     pub(crate) start_instances: PathBuf,
     pub(crate) compile: PathBuf,
-    pub(crate) api_pods: PathBuf,
 }
 
 pub(crate) fn own_programs(cache: &Cache) -> Result<Own> {
@@ -174,8 +173,15 @@ pub(crate) fn own_programs(cache: &Cache) -> Result<Own> {
         plain_hyper: folder.join("plain-hyper"),
         start_instances: folder.join("start-instances"),
         compile: folder.join("compile-for-tests"),
-        api_pods: folder.join("api-pods"),
     })
+}
+
+/// The program that makes pods, alone.
+pub(crate) fn api_pods(cache: &Cache) -> Result<PathBuf> {
+    let target = cache.target();
+    let arguments = ["build", "--locked", "--release", "--package", "copepod-bench"];
+    step("building the program that makes pods", || run(cargo(&target).args(arguments)))?;
+    Ok(target.join("release/api-pods"))
 }
 
 /// The load averages, as the kernel prints them.

@@ -23,7 +23,7 @@ use self::kubelet::Kubelet;
 use self::kwok::Kwok;
 use self::ours::Ours;
 use super::peers::{self, free_port};
-use super::{Report, own_programs};
+use super::{Report, api_pods};
 use crate::cache::Cache;
 use crate::command::step;
 use crate::kube::{self, Set};
@@ -108,7 +108,7 @@ trait Node {
 
 pub(crate) fn measure(cache: &Cache, rounds: usize, narrow: &Narrow) -> Result<Report> {
     let mut report = Report::default();
-    let own = own_programs(cache)?;
+    let program = api_pods(cache)?;
     let control_plane = kube::bring(cache, Set::ControlPlane)?;
     std::fs::create_dir_all(cache.peers())?;
     let folder = tempfile::tempdir_in(cache.peers())?;
@@ -128,7 +128,7 @@ pub(crate) fn measure(cache: &Cache, rounds: usize, narrow: &Narrow) -> Result<R
         guests::build(cache)?,
         debian::program(cache, "nftables", "nft")?,
     );
-    let pods = Pods { program: own.api_pods, cluster: &cluster, folder: folder.path() };
+    let pods = Pods { program, cluster: &cluster, folder: folder.path() };
 
     {
         let mut nodes: Vec<Box<dyn Node + '_>> = Vec::new();

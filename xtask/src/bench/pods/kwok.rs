@@ -46,6 +46,10 @@ impl Kwok {
                     "manageNodesWithAnnotationSelector": "kwok.x-k8s.io/node=fake",
                     "nodeLeaseDurationSeconds": 40,
                     "podPlayStageParallelism": PARALLEL,
+                    // What is not named in a file is none, and not its default.
+                    "nodePlayStageParallelism": 4,
+                    "nodeLeaseParallelism": 4,
+                    "podsOnNodeSyncParallelism": 1,
                 },
             })
             .to_string(),
