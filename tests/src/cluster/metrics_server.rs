@@ -28,7 +28,7 @@ impl Cluster {
     /// Starts this metrics-server, and has the API server ask it. The cluster needs [`flag`].
     ///
     /// # Errors
-    /// Where it cannot be started. Whether it is asked with success, tells `kubectl top`.
+    /// Where it cannot be started. Whether it is asked with success, tells `kubectl top`; [`Cluster::check`] tells where it died.
     pub fn start_metrics_server(&self, program: &Path) -> Result<()> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let kubeconfig = self.kubeconfig(&Identity::user(USER, &[]))?;
@@ -51,8 +51,9 @@ impl Cluster {
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             // Each node says on which.
             "--kubelet-use-node-status-port".to_owned(),
-            // The shortest that it takes.
+            // The shortest that it takes, and longer than a node may take to answer.
             "--metric-resolution=10s".to_owned(),
+            "--kubelet-request-timeout=5s".to_owned(),
         ];
         let mut parts = self.parts();
         let mut component = Component::new(program.to_owned(), arguments, self.folder());

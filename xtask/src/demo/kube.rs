@@ -139,10 +139,15 @@ impl Show<'_> {
                     "cannot-read /etc/passwd"
                 ])
             );
-            until("metrics-server to have seen the pods twice", || {
-                let told = self.cluster.kubectl(&["top", "pods", "--selector", "app=probe"]);
-                (told.code == Some(0) && told.stdout.contains("probe")).then_some(())
-            });
+            until_it_is(
+                "metrics-server to have seen the pods twice",
+                || {
+                    self.cluster.assert_well();
+                    self.cluster.kubectl(&["top", "pods", "--selector", "app=probe"])
+                },
+                |told| told.code == Some(0) && told.stdout.contains("probe"),
+                |told| format!("{}{}", told.stdout, told.stderr),
+            );
             print!("{}", self.kubectl(&["top", "nodes"]));
             print!("{}", self.kubectl(&["top", "pods", "--selector", "app=probe"]));
             Ok(())

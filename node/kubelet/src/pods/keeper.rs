@@ -192,7 +192,11 @@ impl Keeper {
         if let Outcome::Failed(why) = outcome {
             tracked.failures += 1;
             tracked.not_before = Some(Instant::now() + pause(tracked.failures));
-            tracing::warn!(uid, why, failures = tracked.failures, "a pod's step failed");
+            // Mostly what a pod refers to is refused once, as the API server's authorizer learns of the pod after us (kubelet.md C9).
+            match tracked.failures {
+                1 => tracing::debug!(uid, why, "a pod's step failed, and is tried again"),
+                failures => tracing::warn!(uid, why, failures, "a pod's step failed again"),
+            }
             return;
         }
         tracked.failures = 0;
