@@ -13,12 +13,13 @@ use crate::container::Container;
 use crate::exit::End;
 use crate::guest::{GuestState, Preview1State, Stdio};
 
-/// Runs `code` in the container's sandbox; `begun` is called once its instance is made, just before its first instruction.
+/// Runs `code` in the container's sandbox; `begun` is called once its instance is made, just before its first instruction. `stdio` is
+/// asked once more where an instance has to be made a second time.
 /// Dropping the future ends the guest, also one that spins or waits in a host call.
 pub async fn run(
     container: &Arc<Container>,
     code: &Code,
-    stdio: Stdio,
+    stdio: impl Fn() -> Stdio + Send + Sync,
     args: Option<Vec<String>>,
     begun: impl FnOnce() + Send,
 ) -> End {
@@ -46,33 +47,40 @@ pub async fn run(
 async fn run_unguarded(
     container: &Arc<Container>,
     code: &Code,
-    stdio: Stdio,
+    stdio: impl Fn() -> Stdio + Send + Sync,
     args: Option<Vec<String>>,
     begun: impl FnOnce() + Send,
 ) -> wasmtime::Result<End> {
     match code {
         Code::Command(program) => {
-            let place = container.engines.command_place(program);
-            let mut store = GuestState::store(container, place.pre().engine(), stdio, args);
-            let running = async {
-                let command = place.pre().instantiate_async(&mut store).await?;
-                begun();
-                command.wasi_cli_run().call_run(&mut store).await
+            let mut place = container.engines.command_place(program);
+            let (mut store, command) = loop {
+                let engine = place.pre().engine();
+                let mut store = GuestState::store(container, engine, stdio(), args.clone());
+                match container.metered(place.pre().instantiate_async(&mut store)).await {
+                    Ok(command) => break (store, command),
+                    Err(error) if place.makes_way(&error) => {}
+                    Err(error) => return Err(error),
+                }
             };
-            let result = container.metered(running).await?;
+            begun();
+            let result = container.metered(command.wasi_cli_run().call_run(&mut store)).await?;
             Ok(End::with(i32::from(result.is_err())))
         }
         Code::Preview1(program) => {
-            let place = container.engines.module_place(program);
-            let engine = place.pre().module().engine();
-            let mut store = Preview1State::store(container, engine, stdio, args)?;
-            let running = async {
-                let instance = place.pre().instantiate_async(&mut store).await?;
-                let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
-                begun();
-                start.call_async(&mut store, ()).await
+            let mut place = container.engines.module_place(program);
+            let (mut store, instance) = loop {
+                let engine = place.pre().module().engine();
+                let mut store = Preview1State::store(container, engine, stdio(), args.clone())?;
+                match container.metered(place.pre().instantiate_async(&mut store)).await {
+                    Ok(instance) => break (store, instance),
+                    Err(error) if place.makes_way(&error) => {}
+                    Err(error) => return Err(error),
+                }
             };
-            container.metered(running).await?;
+            let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+            begun();
+            container.metered(start.call_async(&mut store, ())).await?;
             Ok(End::with(0))
         }
         Code::Http(_) => wasmtime::bail!("an HTTP component has no main to run"),

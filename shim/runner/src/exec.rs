@@ -16,8 +16,8 @@ use rustix::fs::{FileType, OFlags};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
+use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use crate::guest::Stdio;
 
@@ -29,9 +29,29 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The three streams of one exec.
 pub struct Streams {
-    stdin: Mutex<Option<Input>>,
+    stdin: Stdin,
     stdout: Output,
     stderr: Output,
+}
+
+/// One input, whichever instance reads it in the end.
+#[derive(Clone)]
+struct Stdin(Arc<AsyncStdinStream>);
+
+impl IsTerminal for Stdin {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for Stdin {
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        self.0.p2_stream()
+    }
+
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        self.0.async_stream()
+    }
 }
 
 type Input = Box<dyn AsyncRead + Send + Sync + Unpin>;
@@ -48,20 +68,16 @@ impl Streams {
             .map_err(|_| refused("an exec needs three descriptors".into()))?;
         let failed = |error: io::Error| refused(format!("a stream cannot be used: {error}"));
         Ok(Self {
-            stdin: Mutex::new(Some(input(stdin).map_err(failed)?)),
+            stdin: Stdin(Arc::new(AsyncStdinStream::new(input(stdin).map_err(failed)?))),
             stdout: Output::new(End::new(stdout).map_err(failed)?),
             stderr: Output::new(End::new(stderr).map_err(failed)?),
         })
     }
 
-    /// The guest's ends of them.
+    /// The guest's ends of them; the same each time.
     pub fn stdio(&self) -> Stdio {
-        let stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
         Stdio {
-            stdin: match stdin {
-                Some(input) => Box::new(AsyncStdinStream::new(input)),
-                None => Box::new(tokio::io::empty()),
-            },
+            stdin: Box::new(self.stdin.clone()),
             stdout: Box::new(self.stdout.clone()),
             stderr: Box::new(self.stderr.clone()),
         }
@@ -69,6 +85,8 @@ impl Streams {
 
     /// Lets what was written be read, for a while.
     pub async fn finish(self) {
+        // Nobody reads it any more.
+        drop(self.stdin);
         let both = futures::future::join(self.stdout.drained(), self.stderr.drained());
         let _ = tokio::time::timeout(LINGER, both).await;
     }

@@ -532,9 +532,9 @@ impl Pods {
         let timeout = request.timeout_ms.map(Duration::from_millis);
         let task = runtime.spawn(async move {
             let streams = exec::Streams::new(descriptors)?;
-            let stdio = streams.stdio();
             let container = running.container.clone();
-            let program = command::run(&container, &code, stdio, Some(request.args), || ());
+            let program =
+                command::run(&container, &code, || streams.stdio(), Some(request.args), || ());
             let end = tokio::select! {
                 end = program => end,
                 () = sleep_for(timeout) => End {
@@ -676,7 +676,7 @@ async fn run(
     mut stopped: watch::Receiver<Option<i64>>,
     begun: impl FnOnce() + Send,
 ) -> End {
-    let stdio = Stdio::of_container(container);
+    let stdio = || Stdio::of_container(container);
     let program = command::run(container, &container.code, stdio, None, begun);
     tokio::select! {
         end = program => end,

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::PoolConcurrencyLimitError;
 
 /// Who ends within this time is a short job.
 const SOON: Duration = Duration::from_secs(10);
@@ -35,7 +36,8 @@ pub struct Place<'a, P> {
     program: &'a Program<P>,
     pre: &'a P,
     begun: Instant,
-    _seat: Option<OwnedSemaphorePermit>,
+    /// In the pool.
+    seat: Option<OwnedSemaphorePermit>,
 }
 
 impl<P> Program<P> {
@@ -52,13 +54,13 @@ impl<P> Program<P> {
         load: impl FnOnce() -> Option<P>,
     ) -> Place<'_, P> {
         let begun = Instant::now();
-        let elsewhere = Place { program: self, pre: &self.on_demand, begun, _seat: None };
+        let elsewhere = Place { program: self, pre: &self.on_demand, begun, seat: None };
         if self.soon.load(Ordering::Relaxed) < PROVEN {
             return elsewhere;
         }
         let Ok(seat) = seats.clone().try_acquire_owned() else { return elsewhere };
         match self.pooled.get_or_init(load) {
-            Some(pre) => Place { program: self, pre, begun, _seat: Some(seat) },
+            Some(pre) => Place { program: self, pre, begun, seat: Some(seat) },
             None => elsewhere,
         }
     }
@@ -68,6 +70,15 @@ impl<P> Place<'_, P> {
     /// What the instance is made of.
     pub fn pre(&self) -> &P {
         self.pre
+    }
+
+    /// Whether the instance can be tried again, outside the pool, where making it ended with this error: requests may have all slots.
+    pub(crate) fn makes_way(&mut self, error: &wasmtime::Error) -> bool {
+        let is_full = self.seat.is_some() && error.is::<PoolConcurrencyLimitError>();
+        if is_full {
+            (self.pre, self.seat) = (&self.program.on_demand, None);
+        }
+        is_full
     }
 }
 

@@ -646,6 +646,41 @@ async fn programs_that_end_soon_run_on_however_many_there_are_at_a_time() {
     patiently(echoed).await.expect("all of them answered");
 }
 
+/// As many seats as there are, of a component whose memories are more than the pool then has slots for.
+#[tokio::test]
+async fn programs_for_which_the_pool_has_no_slot_left_run_outside_it() {
+    let runner = Runner::start();
+    let sleep = runner.compile(&module(r#"(func (export "_start") (call $sleep))"#));
+    let spins =
+        r#"(memory 1) (func (export "run") (result i32) (loop $more (br $more)) (i32.const 0))"#;
+    let more: String = (0..19).map(|n| format!("(core instance $n{n} (instantiate $n))")).collect();
+    let wide = String::from_utf8(command(spins)).expect("text").replacen(
+        "(component",
+        &format!("(component (core module $n (memory 1)) {more}"),
+        1,
+    );
+    let wide = runner.compile(wide.as_bytes());
+    let mut agent = runner.connect_with_pod().await;
+    let mut app = container("app", &sleep, P1);
+    app.limits.memory = 1 << 30;
+    agent.start(&app).await;
+    let file = || OwnedFd::from(File::open("/dev/null").expect("open"));
+    let for_ms = |ms| ExecContainer { timeout_ms: Some(ms), kind: P2, ..exec(&wide) };
+    for _ in 0..2 {
+        assert_eq!(agent.exec(for_ms(50), &[file(), file(), file()]).await.0, 137);
+    }
+
+    for _ in 0..SEATS {
+        agent.send(Request::Exec(for_ms(3_000)), &[file(), file(), file()]).await;
+    }
+
+    for _ in 0..SEATS {
+        let (_, result, _) = agent.any_reply().await;
+        let Ok(Answer::Exited { code, message }) = result else { panic!("{result:?}") };
+        assert_eq!((code, message.as_deref()), (137, Some("its time was over")));
+    }
+}
+
 #[tokio::test]
 async fn an_exec_ends_with_its_container() {
     let runner = Runner::start();

@@ -232,11 +232,17 @@ impl Agent {
     }
 
     pub(crate) async fn reply(&mut self, wanted: u64) -> (Result<Answer, Failure>, Vec<OwnedFd>) {
+        let (id, result, descriptors) = self.any_reply().await;
+        assert_eq!(id, wanted);
+        (result, descriptors)
+    }
+
+    /// The next reply, to whichever request.
+    pub(crate) async fn any_reply(&mut self) -> (u64, Result<Answer, Failure>, Vec<OwnedFd>) {
         loop {
             match patiently(self.receiver.receive::<FromRunner>()).await.expect("received") {
                 (FromRunner::Reply { id, result }, descriptors) => {
-                    assert_eq!(id, wanted);
-                    return (result, descriptors);
+                    return (id, result, descriptors);
                 }
                 (FromRunner::Event(event), _) => self.events.push(event),
             }
