@@ -77,6 +77,8 @@ pub trait Cgroups: fmt::Debug + Send + Sync {
     fn remove_all(&self) -> io::Result<()>;
     /// The hierarchy in words, for `copepod check`.
     fn describe(&self) -> String;
+    /// The directories that hold the groups, there or not.
+    fn places(&self) -> Vec<PathBuf>;
 }
 
 /// The hierarchy of this machine, found in its mounts, with our groups beneath `parent`.
@@ -193,6 +195,10 @@ impl Cgroups for V2 {
     fn describe(&self) -> String {
         format!("version 2 at {}", self.root.display())
     }
+
+    fn places(&self) -> Vec<PathBuf> {
+        vec![self.groups.clone()]
+    }
 }
 
 /// Version 1: our directory in each controller's tree.
@@ -271,6 +277,10 @@ impl Cgroups for V1 {
         let names: Vec<_> = self.controllers.keys().copied().collect();
         format!("version 1 ({})", names.join(", "))
     }
+
+    fn places(&self) -> Vec<PathBuf> {
+        self.controllers.values().cloned().collect()
+    }
 }
 
 /// No hierarchy that this user may change: nothing is limited or counted here, and a group is a name only.
@@ -313,6 +323,10 @@ impl Cgroups for NoGroups {
 
     fn describe(&self) -> String {
         "none: an ordinary user may make none".into()
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
 }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// A block of IPv4 addresses; no bit of `base` beyond the prefix is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     base: u32,
@@ -62,6 +62,20 @@ impl Cidr {
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.base()) || other.contains(self.base())
     }
+}
+
+/// The largest of these blocks, which have together the same addresses, in their order.
+pub fn largest(blocks: impl IntoIterator<Item = Cidr>) -> Vec<Cidr> {
+    let mut all: Vec<Cidr> = blocks.into_iter().collect();
+    // Of two blocks that share an address one holds the other: it has the same base or an earlier one, and the shorter prefix.
+    all.sort();
+    let mut kept: Vec<Cidr> = Vec::with_capacity(all.len());
+    for block in all {
+        if !kept.last().is_some_and(|last| last.overlaps(block)) {
+            kept.push(block);
+        }
+    }
+    kept
 }
 
 impl fmt::Display for Cidr {
@@ -118,6 +132,15 @@ mod tests {
         assert!(block("10.64.0.0/18").overlaps(block("10.0.0.0/8")));
         assert!(block("0.0.0.0/0").overlaps(block("10.64.64.0/18")));
         assert!(!block("10.64.0.0/18").overlaps(block("10.64.64.0/18")));
+    }
+
+    #[test]
+    fn of_blocks_within_each_other_the_largest_are_left() {
+        let all = ["10.1.2.0/24", "10.0.0.0/8", "192.0.2.0/24", "10.0.0.0/16", "192.0.2.0/24"];
+
+        let left = largest(all.map(block));
+
+        assert_eq!(left, [block("10.0.0.0/8"), block("192.0.2.0/24")]);
     }
 
     #[test]

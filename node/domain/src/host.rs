@@ -2,6 +2,7 @@
 //!
 //! Absent: one domain's life (`domain`); the lock on the data directory and the agent's socket (`copepod-agent`).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +26,7 @@ use crate::network;
 use crate::nft::{self, Nft, Rules};
 use crate::tree::Tree;
 use crate::user;
+use crate::ways;
 
 /// A runner's instances need five map entries each; the kernel's default of 65,530 is reached at 13,388 (measured), and 28,000 ran with this.
 const MAX_MAP_COUNT: u64 = 1_048_576;
@@ -42,10 +44,12 @@ pub struct HostConfig {
     pub data: PathBuf,
     /// The pods' block of addresses; none: a free /18 of 10.64.0.0/10, kept.
     pub pod_cidr: Option<Cidr>,
-    /// Whether pods reach the world beyond the node, under the node's address.
+    /// Whether pods reach the world beyond the node under the node's address; else they do under their own.
     pub masquerade: bool,
     /// Blocks that pods reach under their own addresses.
     pub masquerade_exceptions: Vec<Cidr>,
+    /// More of them until [`Host::set_direct`] says otherwise: as it last did.
+    pub direct: Vec<Cidr>,
     /// TCP ports of the node that no pod reaches.
     pub denied_node_ports: Vec<u16>,
     /// The `nft` program; none: as [`Nft::find`] finds it.
@@ -63,6 +67,7 @@ impl HostConfig {
             pod_cidr: None,
             masquerade: true,
             masquerade_exceptions: Vec::new(),
+            direct: Vec::new(),
             denied_node_ports: Vec::new(),
             nft: None,
             broker: None,
@@ -79,6 +84,9 @@ pub struct Changed {
     pub before: String,
     /// What it says now.
     pub after: String,
+    /// The network whose setting it is; none: the machine's.
+    #[serde(default)]
+    pub network: Option<String>,
 }
 
 /// Everything of this machine that one data directory owns. Clones share it.
@@ -100,8 +108,11 @@ pub(crate) struct Inner {
     pub(crate) user: Option<user::Ground>,
     netlink: Mutex<Netlink>,
     indexes: Mutex<()>,
-    nft: Option<Nft>,
-    egress: bool,
+    pub(crate) nft: Option<Nft>,
+    pub(crate) egress: bool,
+    rules: Mutex<Rules>,
+    /// Those that the operator named, which are always among the rules'.
+    pub(crate) exceptions: Vec<Cidr>,
     warnings: Vec<String>,
 }
 
@@ -223,32 +234,6 @@ impl Host {
         Ok(programs)
     }
 
-    /// What was changed on this machine, a line each, for `--explain`. Nothing where an ordinary user runs the agent.
-    pub fn explain(&self) -> Vec<String> {
-        let Inner { id, block, data, .. } = &*self.inner;
-        if self.inner.user.is_some() {
-            return Vec::new();
-        }
-        let mut lines = vec![
-            format!("mount namespace pinned at {}", data.join("ns/mnt").display()),
-            format!("route: {block} unreachable (protocol {})", crate::netlink::PROTOCOL),
-            format!("address: {}/32 on lo", block.gateway()),
-            format!("links: {}* and a route per pod through them", id.link_prefix()),
-            format!("cgroup {}: {}", id.table(), self.inner.cgroups.describe()),
-        ];
-        if self.inner.nft.is_some() {
-            lines.push(format!("nftables: table inet {}", id.table()));
-        }
-        if !self.inner.egress {
-            lines.push(format!("routing rules: from {block} nowhere but to {block}"));
-        }
-        let changed = Changes::open().map(|changes| changes.list()).unwrap_or_default();
-        lines.extend(changed.into_iter().map(|changed| {
-            format!("{}: {} (was {})", changed.path.display(), changed.after, changed.before)
-        }));
-        lines
-    }
-
     /// Undoes every change to this machine: all domains, then the rest. Images, logs and the id stay in the data directory.
     ///
     /// # Errors
@@ -294,6 +279,13 @@ impl Inner {
             // What an ordinary user cannot raise, `copepod check` tells; here one line says it all.
             warnings = vec![user::LOST.into()];
             let block = network::claim(&mut netlink, &data, id, config.pod_cidr, place)?;
+            let rules = Rules {
+                id,
+                block,
+                masquerade: false,
+                exceptions: Vec::new(),
+                denied_ports: Vec::new(),
+            };
             return Ok(Self {
                 data,
                 id,
@@ -307,6 +299,8 @@ impl Inner {
                 indexes: Mutex::new(()),
                 nft: None,
                 egress: true,
+                rules: Mutex::new(rules),
+                exceptions: Vec::new(),
                 warnings,
             });
         }
@@ -321,30 +315,36 @@ impl Inner {
         raise_max_map_count(&mut warnings)?;
         let uplink = network::uplink(&mut netlink)?;
         let nft = Nft::find(config.nft.as_deref());
+        let exceptions = config.masquerade_exceptions;
         let rules = Rules {
             id,
             block,
             masquerade: config.masquerade,
-            exceptions: config.masquerade_exceptions,
+            exceptions: exceptions.iter().copied().chain(config.direct).collect(),
             denied_ports: config.denied_node_ports,
         };
-        let mut egress = false;
         match &nft {
-            None => warnings.push(format!(
+            None if config.masquerade => warnings.push(format!(
                 "nft was not found: pods reach each other and this machine, but nothing beyond it, and no port is published by the \
                  kernel; {}",
                 nft::REMEDY
             )),
-            Some(nft) => {
-                nft.load(&rules)?;
-                if let (true, Some((link, _))) = (config.masquerade, &uplink) {
-                    // Answers from the world arrive there, and are to be passed on.
-                    Changes::open()?.set(&PathBuf::from(format!("/proc/sys/net/ipv4/conf/{link}/forwarding")), "1")?;
-                    egress = true;
-                }
-            }
+            None => warnings.push(format!(
+                "nft was not found: what pods send is judged once instead of twice, and no port is published by the kernel; {}",
+                nft::REMEDY
+            )),
+            Some(nft) => nft.load(&rules)?,
         }
-        network::confine_to_block(&mut netlink, block, !egress)?;
+        let mut egress = false;
+        if let Some((link, _)) = &uplink
+            && (nft.is_some() || !config.masquerade)
+        {
+            // Answers from the world arrive there, and are to be passed on.
+            forward_on(link)?;
+            egress = true;
+        }
+        let confined_to = (!egress).then_some(rules.exceptions.as_slice());
+        network::confine(&mut netlink, block, confined_to)?;
         let mtu = uplink.map_or(LINK_MTU, |(_, mtu)| mtu).clamp(1280, 65_535);
         Ok(Self {
             data,
@@ -359,6 +359,8 @@ impl Inner {
             indexes: Mutex::new(()),
             nft,
             egress,
+            rules: Mutex::new(rules),
+            exceptions,
             warnings,
         })
     }
@@ -371,6 +373,10 @@ impl Inner {
     pub(crate) fn netlink(&self) -> MutexGuard<'_, Netlink> {
         // A panic in the middle of a request leaves a socket with an unread answer, which the sequence numbers sort out.
         self.netlink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn existing_domains(&self) -> Result<Vec<DomainId>, HostError> {
@@ -424,9 +430,17 @@ impl Inner {
     /// Unless another data directory's runners may live by the same settings: it has claimed its addresses before it takes the lock.
     fn undo_changes(&self) -> Result<(), HostError> {
         let changes = Changes::open()?;
-        let mut others = false;
-        self.netlink().routes(|route| others |= route.ours).step(|| "read the routes".into())?;
-        if others { Ok(()) } else { changes.undo() }
+        let here = self.place().name()?;
+        let mut others_here = false;
+        self.netlink()
+            .routes(|route| others_here |= route.ours)
+            .step(|| "read the routes".into())?;
+        let mut in_use = network::networks_with_claims();
+        in_use.remove(&here);
+        if others_here {
+            in_use.insert(here.clone());
+        }
+        changes.undo(&here, &in_use)
     }
 
     fn reset(&self) -> Result<(), HostError> {
@@ -453,7 +467,8 @@ impl Inner {
             .map(|(_, name)| Change::remove_link(&name))
             .collect();
         netlink.apply(&left).step(|| "remove links".into())?;
-        network::confine_to_block(&mut netlink, self.block, false)?;
+        network::confine(&mut netlink, self.block, None)?;
+        ways::remove_all(&mut netlink, self.id.metric())?;
         network::release(&mut netlink, self.block)?;
         drop(netlink);
         self.undo_changes()?;
@@ -520,7 +535,11 @@ fn raise_max_map_count(warnings: &mut Vec<String>) -> Result<(), HostError> {
     Ok(())
 }
 
-/// The list of changed settings of the machine. It is the machine's and not a data directory's, as the settings are: the last data
+/// Where the list of changed settings lies, and its name there.
+const CHANGES: &str = "/run/copepod";
+const LIST: &str = "changes.json";
+
+/// The list of changed settings of the machine and of its networks. It is the machine's and not a data directory's, as the settings are: the last data
 /// directory that is reset sets them back. Like the settings it does not outlive a reboot.
 struct Changes {
     file: PathBuf,
@@ -530,12 +549,12 @@ struct Changes {
 
 impl Changes {
     fn open() -> Result<Self, HostError> {
-        let directory = Path::new("/run/copepod");
+        let directory = Path::new(CHANGES);
         let step = || format!("open the list of changes in {}", directory.display());
         fs::create_dir_all(directory).step(step)?;
         let lock = fs::File::create(directory.join("lock")).step(step)?;
         lock.lock().step(step)?;
-        Ok(Self { file: directory.join("changes.json"), _lock: lock })
+        Ok(Self { file: directory.join(LIST), _lock: lock })
     }
 
     fn list(&self) -> Vec<Changed> {
@@ -552,23 +571,44 @@ impl Changes {
         if before == after {
             return Ok(());
         }
+        let of_a_network = path.starts_with("/proc/sys/net");
+        let network = of_a_network.then(|| network::Place::Host.name()).transpose()?;
         let mut list = self.list();
-        match list.iter_mut().find(|changed| changed.path == path) {
+        match list.iter_mut().find(|it| it.path == path && it.network == network) {
             // Someone set it back meanwhile: what it was before us is what it was the first time.
             Some(changed) => after.clone_into(&mut changed.after),
             None => {
                 let after = after.to_owned();
-                list.push(Changed { path: path.to_owned(), before, after });
+                list.push(Changed { path: path.to_owned(), before, after, network });
             }
         }
-        let bytes = serde_json::to_vec_pretty(&list).map_err(io::Error::from);
-        bytes.and_then(|bytes| fs::write(&self.file, bytes)).step(step)?;
+        self.write(&list).step(step)?;
         fs::write(path, after).step(step)
     }
 
-    /// Sets back what still is as we set it.
-    fn undo(&self) -> Result<(), HostError> {
-        for Changed { path, before, after } in self.list() {
+    fn write(&self, list: &[Changed]) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(list).map_err(io::Error::from)?;
+        fs::write(&self.file, bytes)
+    }
+
+    /// Sets back what still is as we set it, and nothing that the data directories in the networks of `in_use` live by. `here` is the
+    /// calling thread's network.
+    fn undo(&self, here: &str, in_use: &BTreeSet<String>) -> Result<(), HostError> {
+        let mut kept = Vec::new();
+        for changed in self.list() {
+            let is_needed = match &changed.network {
+                Some(network) => in_use.contains(network),
+                None => !in_use.is_empty(),
+            };
+            if is_needed {
+                kept.push(changed);
+                continue;
+            }
+            let Changed { path, before, after, network } = changed;
+            if network.is_some_and(|network| network != here) {
+                // Of a network in which nobody is any more; it has mostly gone itself.
+                continue;
+            }
             let step = || format!("set {} back to {before}", path.display());
             match fs::read_to_string(&path) {
                 Ok(now) if now.trim() == after => fs::write(&path, &before).step(step)?,
@@ -578,11 +618,29 @@ impl Changes {
                 Err(error) => return Err(error).step(step),
             }
         }
+        let step = || format!("write {}", self.file.display());
+        if !kept.is_empty() {
+            return self.write(&kept).step(step);
+        }
         match fs::remove_file(&self.file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).step(|| format!("delete {}", self.file.display()))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).step(step),
             _ => Ok(()),
         }
     }
+}
+
+/// Has packets that come by a link of the calling thread's network be passed on.
+pub(crate) fn forward_on(link: &str) -> Result<(), HostError> {
+    let setting = format!("/proc/sys/net/ipv4/conf/{link}/forwarding");
+    Changes::open()?.set(Path::new(&setting), "1")
+}
+
+/// The changed settings of the machine, and those of the calling thread's network.
+pub(crate) fn changed_settings() -> Result<Vec<Changed>, HostError> {
+    let here = network::Place::Host.name()?;
+    let of_here = |changed: &Changed| changed.network.as_ref().is_none_or(|it| *it == here);
+    let file = Path::new(CHANGES).join(LIST);
+    let changes: Option<Vec<Changed>> =
+        fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Ok(changes.unwrap_or_default().into_iter().filter(of_here).collect())
 }

@@ -1,8 +1,8 @@
 //! Isolation domains as the host sees them: namespaces, cgroup, mounts, addresses, and the runner process in the middle.
 //!
 //! Start at [`host`], everything that one data directory owns on this machine; then [`domain`], one runner and its fences.
-//! Below them: [`network`] (veth, routes, the claim of addresses) over [`netlink`]; [`nft`], the second judge; [`published`], sockets that it holds to accepting; [`mounts`]; [`tree`],
-//! the domain's directory; [`cgroup`]. For an ordinary user: `user`, the ground under all of it, and [`broker`], the way out. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do.
+//! Below them: [`network`] (veth, routes, the claim of addresses) and [`ways`] (to other nodes' pods) over [`netlink`]; [`nft`], the second judge; [`published`], sockets that it holds to accepting; [`mounts`]; [`tree`],
+//! the domain's directory; [`cgroup`]. For an ordinary user: `user`, the ground under all of it, and [`broker`], the way out. Pure: [`names`], [`cidr`], [`pool`]. Beside them: [`check`], what this machine can do, and [`explain`], what was changed on it.
 //!
 //! Elsewhere: what runs in a runner and how it gives up its privileges (`copepod-runner`); pods, volumes and the journal (`copepod-agent`).
 //! Invariant: whatever is made on the host carries the data directory's id, and [`host::Host::reset`] finds and undoes it.
@@ -14,6 +14,7 @@ pub mod check;
 pub mod cidr;
 pub mod domain;
 mod error;
+pub mod explain;
 pub mod host;
 pub mod mounts;
 pub mod names;
@@ -25,6 +26,7 @@ pub mod published;
 mod sys;
 pub mod tree;
 mod user;
+pub mod ways;
 
 pub use check::{Check, check_host};
 pub use cidr::Cidr;
@@ -34,3 +36,4 @@ pub use host::{Host, HostConfig};
 pub use mounts::{BindMount, Source};
 pub use names::{DataId, DomainId};
 pub use pool::AddressPool;
+pub use ways::{Surroundings, Way, WayChange};

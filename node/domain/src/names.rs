@@ -35,6 +35,12 @@ impl DataId {
         format!("copepod-{self}")
     }
 
+    /// The metric of its routes to other nodes' blocks, by which they are told from those of another data directory; and so large that
+    /// anybody's route to the same block counts for more.
+    pub fn metric(self) -> u32 {
+        (1 << 31) | (self.0 >> 1)
+    }
+
     /// The first user of this data directory's range: 65,536 of them past 2,000,000,000, by the id, so that two directories on one
     /// machine almost never (1 in 32,768) share a range.
     pub fn first_uid(self) -> u32 {
@@ -146,6 +152,13 @@ mod tests {
 
         assert_eq!(long.host_name().len(), 64);
         assert_eq!(short.host_name(), "ns-default");
+    }
+
+    #[test]
+    fn a_route_of_ours_counts_for_less_than_any_that_a_person_or_a_daemon_would_set() {
+        for id in [0, 1, 0x00c0_ffee, u32::MAX] {
+            assert!(DataId::new(id).metric() > 1_000_000_000);
+        }
     }
 
     #[test]

@@ -197,6 +197,8 @@ impl Netlink {
                 ours: message.header.protocol == RouteProtocol::from(PROTOCOL),
                 main: message.header.table == RouteHeader::RT_TABLE_MAIN,
                 link: None,
+                gateway: None,
+                metric: 0,
             };
             for attribute in &message.attributes {
                 match attribute {
@@ -206,6 +208,10 @@ impl Netlink {
                         route.block = Cidr::around(*base, message.header.destination_prefix_length);
                     }
                     RouteAttribute::Oif(index) => route.link = Some(*index),
+                    RouteAttribute::Gateway(
+                        rtnetlink::packet_route::route::RouteAddress::Inet(gateway),
+                    ) => route.gateway = Some(*gateway),
+                    RouteAttribute::Priority(metric) => route.metric = *metric,
                     _ => {}
                 }
             }
@@ -218,6 +224,17 @@ impl Netlink {
     /// # Errors
     /// The kernel's, above all that there is no route.
     pub fn link_towards(&mut self, to: IpAddr) -> io::Result<Option<u32>> {
+        Ok(match self.way_to(to)? {
+            WayTo::Own => None,
+            WayTo::Neighbour(link) | WayTo::Beyond(link) => Some(link),
+        })
+    }
+
+    /// How packets to an address leave.
+    ///
+    /// # Errors
+    /// The kernel's, above all that there is no route.
+    pub fn way_to(&mut self, to: IpAddr) -> io::Result<WayTo> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = family(to);
         ask.header.destination_prefix_length = Change::whole(to).1;
@@ -232,12 +249,20 @@ impl Netlink {
             self.receive(|message| match message.payload {
                 _ if message.header.sequence_number != sequence => {}
                 NetlinkPayload::InnerMessage(Message::NewRoute(route)) => {
-                    let link = route.attributes.iter().find_map(|attribute| match attribute {
-                        RouteAttribute::Oif(link) => Some(*link),
-                        _ => None,
-                    });
+                    let (mut link, mut through) = (None, false);
+                    for attribute in &route.attributes {
+                        match attribute {
+                            RouteAttribute::Oif(index) => link = Some(*index),
+                            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => through = true,
+                            _ => {}
+                        }
+                    }
                     let is_beyond = route.header.kind == RouteType::Unicast;
-                    answer = Some(Ok(link.filter(|_| is_beyond)));
+                    answer = Some(Ok(match link.filter(|_| is_beyond) {
+                        None => WayTo::Own,
+                        Some(link) if through => WayTo::Beyond(link),
+                        Some(link) => WayTo::Neighbour(link),
+                    }));
                 }
                 NetlinkPayload::Error(error) => {
                     let code = error.code.map_or(libc::EIO, |code| code.get().saturating_abs());
@@ -246,7 +271,37 @@ impl Netlink {
                 _ => {}
             })?;
         }
-        answer.unwrap_or(Ok(None))
+        answer.unwrap_or(Ok(WayTo::Own))
+    }
+
+    /// The IPv4 routing rules that bear our protocol number and name a source: from where, and to where; none: to anywhere.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn rules(&mut self) -> io::Result<Vec<(Cidr, Option<Cidr>)>> {
+        let mut ask = RuleMessage::default();
+        ask.header.family = AddressFamily::Inet;
+        let mut rules = Vec::new();
+        self.dump(Message::GetRule(ask), |message| {
+            let Message::NewRule(message) = message else { return };
+            let (mut from, mut to, mut ours) = (None, None, false);
+            for attribute in &message.attributes {
+                match attribute {
+                    RuleAttribute::Source(IpAddr::V4(base)) => {
+                        from = Some(Cidr::around(*base, message.header.src_len));
+                    }
+                    RuleAttribute::Destination(IpAddr::V4(base)) => {
+                        to = Some(Cidr::around(*base, message.header.dst_len));
+                    }
+                    RuleAttribute::Protocol(protocol) => {
+                        ours = *protocol == RouteProtocol::from(PROTOCOL);
+                    }
+                    _ => {}
+                }
+            }
+            rules.extend(from.filter(|_| ours).map(|from| (from, to)));
+        })?;
+        Ok(rules)
     }
 
     /// The numbers and names of all links.
@@ -286,6 +341,21 @@ pub struct Route {
     pub main: bool,
     /// Through which link.
     pub link: Option<u32>,
+    /// By which neighbour.
+    pub gateway: Option<Ipv4Addr>,
+    /// How little it counts beside others to the same block.
+    pub metric: u32,
+}
+
+/// How packets to an address leave this namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayTo {
+    /// They do not: the address is one of its own, or is nowhere.
+    Own,
+    /// Through this link, at whose other end it is.
+    Neighbour(u32),
+    /// Through this link, by somebody there.
+    Beyond(u32),
 }
 
 fn write(bytes: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
@@ -302,7 +372,7 @@ fn write(bytes: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
 const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
 impl Change {
-    fn is_so_already(&self, error: &io::Error) -> bool {
+    pub(crate) fn is_so_already(&self, error: &io::Error) -> bool {
         let code = error.raw_os_error();
         if self.flags & NLM_F_CREATE != 0 {
             code == Some(libc::EEXIST)
@@ -441,6 +511,27 @@ impl Change {
     /// It does no longer.
     pub fn remove_route_via(address: IpAddr, via: IpAddr, link: u32) -> Self {
         let message = Self::route_via(address, via, link, None);
+        Self { message: Message::DelRoute(message), flags: 0 }
+    }
+
+    fn route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> RouteMessage {
+        let base = IpAddr::V4(block.base());
+        let mut message = Self::route(Some((base, block.prefix())), base);
+        message.attributes.push(RouteAttribute::Gateway(IpAddr::V4(gateway).into()));
+        message.attributes.push(RouteAttribute::Oif(link));
+        message.attributes.push(RouteAttribute::Priority(metric));
+        message
+    }
+
+    /// A block lies behind this neighbour; in the place of a route of this metric to it, and of no other.
+    pub fn set_route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> Self {
+        let message = Self::route_to_block(block, gateway, link, metric);
+        Self { message: Message::NewRoute(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
+    }
+
+    /// It does no longer.
+    pub fn remove_route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> Self {
+        let message = Self::route_to_block(block, gateway, link, metric);
         Self { message: Message::DelRoute(message), flags: 0 }
     }
 

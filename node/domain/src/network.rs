@@ -7,6 +7,7 @@
 //! The two neighbours are entered by hand, so nobody asks for them and no neighbour table grows with the pods. `rp_filter` drops what
 //! leaves a domain with another's address: the first fence against spoofing, with or without nft. Absent: judging by port or policy.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,6 +22,7 @@ use crate::error::{HostError, Step};
 use crate::mounts::on_a_thread;
 use crate::names::{DataId, DomainIndex};
 use crate::netlink::{Change, Netlink};
+use crate::ways;
 
 /// The host, as a domain's default route names it. Link-local, and on no wire: the neighbour entry is fixed.
 const HOST_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 1));
@@ -61,7 +63,7 @@ pub(crate) enum Place<'a> {
 
 impl Place<'_> {
     /// The network's name, as the kernel tells it.
-    fn name(self) -> Result<String, HostError> {
+    pub(crate) fn name(self) -> Result<String, HostError> {
         let link = match self {
             Self::Host => "/proc/thread-self/ns/net".to_owned(),
             Self::Own(network) => format!("/proc/self/fd/{}", network.as_raw_fd()),
@@ -163,7 +165,8 @@ pub(crate) fn claim(
         }
         set_up(netlink, block)?;
         if is_shared {
-            let owner = Owner { data: data.to_owned(), namespace: namespace.clone() };
+            let (data, namespace) = (data.to_owned(), namespace.clone());
+            let owner = Owner { data, namespace, id: Some(id.to_string()) };
             write_json(&owner_file(block), &owner)?;
         }
         write_json(&file, &Claim { block, boot, namespace })?;
@@ -182,11 +185,32 @@ pub(crate) fn claim(
 struct Owner {
     data: PathBuf,
     namespace: String,
+    /// The data directory's id; none where an older version wrote it.
+    #[serde(default)]
+    id: Option<String>,
 }
 
 const OWNERS: &str = "/run/copepod/blocks";
 
-fn owner_file(block: Cidr) -> PathBuf {
+/// The networks in which data directories that are still there have claimed blocks.
+pub(crate) fn networks_with_claims() -> BTreeSet<String> {
+    let files = fs::read_dir(OWNERS).into_iter().flatten().flatten();
+    let owners = files.filter_map(|entry| {
+        let bytes = fs::read(entry.path()).ok()?;
+        serde_json::from_slice::<Owner>(&bytes).ok()
+    });
+    owners.filter(|owner| owner.data.exists()).map(|owner| owner.namespace).collect()
+}
+
+/// A claim as its data directory keeps it: the block, while it is this boot's and this network's.
+pub(crate) fn kept_block(data: &Path, place: Place<'_>) -> Option<Cidr> {
+    let bytes = fs::read(data.join("network.json")).ok()?;
+    let claim: Claim = serde_json::from_slice(&bytes).ok()?;
+    let holds = claim.boot == boot_id().ok()? && claim.namespace == place.name().ok()?;
+    holds.then_some(claim.block)
+}
+
+pub(crate) fn owner_file(block: Cidr) -> PathBuf {
     Path::new(OWNERS).join(block.to_string().replace('/', "-"))
 }
 
@@ -212,7 +236,10 @@ fn release_orphans(netlink: &mut Netlink, namespace: &str) -> Result<(), HostErr
             && matches!(owner.data.try_exists(), Ok(false))
         {
             tracing::info!(%block, data = %owner.data.display(), "a deleted data directory's block is free again");
-            confine_to_block(netlink, block, false)?;
+            confine(netlink, block, None)?;
+            if let Some(id) = owner.id.and_then(|id| id.parse::<DataId>().ok()) {
+                ways::remove_all(netlink, id.metric())?;
+            }
             release(netlink, block)?;
         }
     }
@@ -248,22 +275,40 @@ pub(crate) fn forget_claim(data: &Path) -> Result<(), HostError> {
         fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(claim) = kept else { return Ok(()) };
     let mut netlink = Netlink::open().step(|| "ask the kernel for its network".into())?;
-    confine_to_block(&mut netlink, claim.block, false)?;
+    confine(&mut netlink, claim.block, None)?;
     release(&mut netlink, claim.block)?;
     fs::remove_file(&file).step(|| format!("delete {}", file.display()))
 }
 
-/// Lets pods reach each other and the node, or the world too.
-pub(crate) fn confine_to_block(
+/// Lets pods reach the world; or, with blocks, only each other, the node, and these.
+pub(crate) fn confine(
     netlink: &mut Netlink,
     block: Cidr,
-    confined: bool,
+    to: Option<&[Cidr]>,
 ) -> Result<(), HostError> {
-    let rules = |change: fn(Cidr, Option<Cidr>, u32) -> Change| {
-        [change(block, Some(block), RULE_PRIORITY), change(block, None, RULE_PRIORITY + 1)]
-    };
-    let changes = if confined { rules(Change::add_rule) } else { rules(Change::remove_rule) };
-    netlink.apply(&changes).step(|| format!("set the routing rules of {block}"))
+    let step = || format!("set the routing rules of {block}");
+    let here = netlink.rules().step(step)?;
+    let here = here.into_iter().filter(|(from, _)| *from == block).map(|(_, to)| to);
+    let (add, remove) = rules(block, to, &here.collect());
+    let priority = |to: Option<Cidr>| RULE_PRIORITY + u32::from(to.is_none());
+    let added = add.into_iter().map(|to| Change::add_rule(block, to, priority(to)));
+    let removed = remove.into_iter().map(|to| Change::remove_rule(block, to, priority(to)));
+    netlink.apply(&added.chain(removed).collect::<Vec<_>>()).step(step)
+}
+
+/// The rules to add and to remove, each by where it leads; none: anywhere. What is allowed comes before what forbids the rest.
+fn rules(
+    block: Cidr,
+    to: Option<&[Cidr]>,
+    here: &BTreeSet<Option<Cidr>>,
+) -> (Vec<Option<Cidr>>, Vec<Option<Cidr>>) {
+    let blocks = to.map(|to| [block].into_iter().chain(to.iter().copied()).map(Some));
+    let wanted: BTreeSet<_> = blocks.into_iter().flatten().collect();
+    let closing = to.map(|_| None);
+    let add = wanted.iter().copied().chain(closing).filter(|it| !here.contains(it)).collect();
+    let is_wanted = |it: &Option<Cidr>| wanted.contains(it) || closing == Some(*it);
+    // First the one that forbids: what is still allowed never leads nowhere.
+    (add, here.iter().copied().filter(|it| !is_wanted(it)).collect())
 }
 
 /// The link of the default route: its name and the longest packet that it takes.
@@ -416,5 +461,35 @@ fn write_if_there(path: &str, value: &str) -> Result<(), HostError> {
     match fs::write(path, value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.step(|| format!("write {path}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(text: &str) -> Cidr {
+        text.parse().expect("a block")
+    }
+
+    #[test]
+    fn confined_pods_are_let_to_each_other_and_to_known_blocks_before_the_rest_is_forbidden() {
+        let (own, other) = (block("10.244.1.0/24"), block("10.244.2.0/24"));
+
+        let (add, remove) = rules(own, Some(&[other]), &BTreeSet::new());
+
+        assert_eq!(add, [Some(own), Some(other), None]);
+        assert_eq!(remove, []);
+    }
+
+    #[test]
+    fn only_the_rules_that_differ_are_changed_and_those_that_allow_go_last() {
+        let (own, old, new) =
+            (block("10.244.1.0/24"), block("10.244.2.0/24"), block("10.244.3.0/24"));
+        let here = BTreeSet::from([None, Some(own), Some(old)]);
+
+        assert_eq!(rules(own, Some(&[new]), &here), (vec![Some(new)], vec![Some(old)]));
+        assert_eq!(rules(own, None, &here), (vec![], vec![None, Some(own), Some(old)]));
+        assert_eq!(rules(own, Some(&[old]), &here), (vec![], vec![]));
     }
 }

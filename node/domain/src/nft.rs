@@ -8,13 +8,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cidr::Cidr;
+use crate::cidr::{Cidr, largest};
 use crate::error::{HostError, Step};
 use crate::names::DataId;
 use crate::published;
 
 /// The variable that names the program where it is not on the path.
 pub const VARIABLE: &str = "COPEPOD_NFT";
+
+/// The set of blocks that are not masqueraded.
+const DIRECT: &str = "direct";
 
 /// How to get the program, for messages.
 pub const REMEDY: &str =
@@ -35,7 +38,7 @@ pub struct Rules {
     pub block: Cidr,
     /// Whether pods reach the world beyond the node, under the node's address.
     pub masquerade: bool,
-    /// Blocks that pods reach under their own addresses.
+    /// Blocks beside the pods' own that pods reach under their own addresses.
     pub exceptions: Vec<Cidr>,
     /// TCP ports of the node that no pod reaches (the kubelet's).
     pub denied_ports: Vec<u16>,
@@ -44,6 +47,22 @@ pub struct Rules {
 impl Rules {
     fn table(&self) -> String {
         self.id.table()
+    }
+
+    /// The blocks that are not masqueraded, with commas between. None lies in another: the kernel's set would not take that.
+    fn direct(&self) -> String {
+        let all = largest(self.exceptions.iter().copied().chain([self.block]));
+        all.iter().map(Cidr::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Other exceptions in `nft`'s language, as one transaction that leaves the chains as they are: every packet meets the set before it
+    /// or the set after it. None where nothing is masqueraded.
+    pub fn other_exceptions(&self) -> Option<String> {
+        let (table, direct) = (self.table(), self.direct());
+        let text = format!(
+            "flush set inet {table} {DIRECT}\nadd element inet {table} {DIRECT} {{ {direct} }}\n"
+        );
+        self.masquerade.then_some(text)
     }
 
     /// The table in `nft`'s language; loading it replaces the one that is there, as one transaction.
@@ -57,12 +76,12 @@ impl Rules {
         } else {
             format!("    iifname {links} tcp dport {{ {} }} drop\n", ports.join(", "))
         };
-        let direct: Vec<_> = self.exceptions.iter().chain([block]).map(Cidr::to_string).collect();
-        let direct = direct.join(", ");
         let way_out = if self.masquerade {
             format!(
-                "  chain out {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
-                 ip saddr {block} ip daddr != {{ {direct} }} oifname != {links} masquerade\n  }}\n"
+                "  set {DIRECT} {{\n    type ipv4_addr\n    flags interval\n    elements = {{ {} }}\n  }}\n  \
+                 chain out {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
+                 ip saddr {block} ip daddr != @{DIRECT} oifname != {links} masquerade\n  }}\n",
+                self.direct()
             )
         } else {
             String::new()
@@ -115,6 +134,36 @@ impl Nft {
     /// The program's words.
     pub fn load(&self, rules: &Rules) -> Result<(), HostError> {
         self.run(&["-f", "-"], &rules.text()).step(|| format!("load the table {}", rules.table()))
+    }
+
+    /// Has the loaded table go on with the rules' exceptions.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn set_exceptions(&self, rules: &Rules) -> Result<(), HostError> {
+        let Some(text) = rules.other_exceptions() else { return Ok(()) };
+        self.run(&["-f", "-"], &text)
+            .step(|| format!("set the blocks of {} that are not masqueraded", rules.table()))
+    }
+
+    /// The chains and sets of the table, as `nft` names them; none where there is no table.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn parts(&self, id: DataId) -> io::Result<Option<Vec<String>>> {
+        let output = Command::new(&self.program)
+            .args(["list", "table", "inet", &id.table()])
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let part = |line: &str| {
+            let name = line.trim().strip_suffix(" {")?;
+            (name.starts_with("chain ") || name.starts_with("set ")).then(|| name.to_owned())
+        };
+        Ok(Some(text.lines().filter_map(part).collect()))
     }
 
     /// Removes the table; also one that is not there.
@@ -182,14 +231,26 @@ mod tests {
         assert!(text.contains("iifname \"cp00c0ffeex*\" fib saddr . iif oif missing drop"));
         assert!(text.contains("tcp dport { 10250 } drop"));
         assert!(text.contains("meta skuid 1999999999 ct state new reject"));
-        assert!(text.contains("ip daddr != { 192.168.0.0/16, 10.64.64.0/18 }"));
+        assert!(text.contains("elements = { 10.64.64.0/18, 192.168.0.0/16 }"));
+        assert!(text.contains("ip saddr 10.64.64.0/18 ip daddr != @direct"));
+    }
+
+    #[test]
+    fn other_exceptions_are_one_transaction_over_the_set_alone() {
+        let exceptions = ["10.0.0.0/8", "10.244.1.0/24"].map(|it| it.parse().expect("a block"));
+        let text = Rules { exceptions: exceptions.into(), ..rules() }.other_exceptions();
+
+        let expected = "flush set inet copepod-00c0ffee direct\n\
+                        add element inet copepod-00c0ffee direct { 10.0.0.0/8 }\n";
+        assert_eq!(text.as_deref(), Some(expected));
     }
 
     #[test]
     fn without_masquerade_there_is_no_nat_chain() {
         let text = Rules { masquerade: false, denied_ports: Vec::new(), ..rules() }.text();
 
-        assert!(!text.contains("nat"));
+        assert!(!text.contains("nat") && !text.contains("direct"));
         assert!(!text.contains("dport"));
+        assert_eq!(Rules { masquerade: false, ..rules() }.other_exceptions(), None);
     }
 }

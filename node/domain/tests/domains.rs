@@ -9,12 +9,15 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bench::{Bench, attempts};
 use copepod_domain::domain::{Adopted, Limits};
+use copepod_domain::explain::{Kind, explain};
 use copepod_domain::mounts::Source;
-use copepod_domain::{BindMount, HostError, published};
+use copepod_domain::netlink::WayTo;
+use copepod_domain::{BindMount, Cidr, Host, HostError, Way, WayChange, published};
 use rustix::io::Errno;
 use rustix::net::connect_unspec;
 
@@ -482,12 +485,24 @@ fn a_reset_undoes_what_was_done_to_the_machine() {
         let host = bench.enter();
         bench.start(&host, "a").await;
         bench.start(&host, "b").await;
-        assert!(!host.explain().is_empty());
-        let id = host.id();
+        let (id, data) = (host.id(), host.data().to_owned());
+        let nft = copepod_domain::nft::Nft::find(None);
+        let present = || {
+            let things = explain(&data, nft.as_ref()).expect("looked");
+            let there = things.into_iter().filter(|thing| thing.present);
+            there.map(|thing| (thing.kind, thing.name)).collect::<Vec<_>>()
+        };
+        let of = |kind: Kind| present().into_iter().filter(|it| it.0 == kind).count();
+        // The pinned mount is seen from outside of it only.
+        let kinds = [Kind::Link, Kind::Address, Kind::Route, Kind::Cgroup];
+        assert_eq!(kinds.map(|kind| of(kind) > 0), [true; 4], "{:?}", present());
+        assert_eq!(of(Kind::Link), 2, "one for each domain");
 
         host.reset().await.expect("undone");
 
         bench.assert_no_trace(id);
+        assert_eq!(kinds.map(of), [0; 4], "{:?}", present());
+        assert_eq!((of(Kind::Rule), of(Kind::Nftables)), (0, 0));
     });
 }
 
@@ -547,17 +562,100 @@ fn with_nft_pods_reach_the_world_under_the_nodes_address() {
     });
 }
 
+#[test]
+fn another_node_s_pods_are_reached_without_nat_and_the_way_goes_with_its_data_directory() {
+    let nft = copepod_domain::nft::Nft::find(None);
+    assert!(nft.is_some(), "this test needs nft: {}", copepod_domain::nft::REMEDY);
+    Bench::run("ways", async |bench| {
+        let world = World::make();
+        let host = bench.enter();
+        let domain = bench.start_attacker(&host, "a").await;
+        let own = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 21);
+        domain.add_address(own.into()).await.expect("added");
+        world.is_a_node(host.pod_cidr());
+        let seen = host.surroundings(vec![World::HOST, World::NODE]).await.expect("looked");
+        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST) else {
+            panic!("it is on the link: {seen:?}")
+        };
+        assert_eq!(seen.reach.get(&World::NODE), Some(&WayTo::Own));
+        let block = Cidr::around(World::POD, 24);
+        let way = Way { block, gateway: World::HOST, link };
+        let peer = || {
+            world.peer_of_pod(|target| {
+                attempts(&domain, &format!("spoof-connect:{own}>{target}")).expect_allowed();
+            })
+        };
+
+        let failed = host.change_ways(vec![WayChange::Set(way)]).await.expect("asked");
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(peer(), IpAddr::from(World::NODE), "nobody has said that these are pods");
+        host.set_direct(vec![block]).await.expect("set");
+        assert_eq!(peer(), IpAddr::from(own), "no NAT");
+        let again = host.change_ways(vec![WayChange::Set(way)]).await.expect("asked");
+        assert!(again.is_empty(), "{again:?}");
+
+        let ours = async |host: &Host| host.surroundings(Vec::new()).await.expect("looked").ours;
+        let only = std::collections::BTreeSet::from([way]);
+        Bench::run("ways-two", async |two| {
+            let other = two.enter();
+            assert!(ours(&other).await.is_empty(), "another directory's are not its own");
+            assert!(!other.surroundings(Vec::new()).await.expect("looked").others.contains(&block));
+            other.change_ways(vec![WayChange::Set(way)]).await.expect("asked");
+            assert_eq!(ours(&other).await, only);
+            other.reset().await.expect("undone");
+        });
+        assert_eq!(ours(&host).await, only, "the other's reset left this one's alone");
+
+        host.set_direct(Vec::new()).await.expect("set");
+        assert_eq!(peer(), IpAddr::from(World::NODE));
+        host.reset().await.expect("undone");
+        assert_eq!(World::routes_to(block), "", "no route is left");
+    });
+}
+
+#[test]
+fn a_way_of_somebody_else_is_seen_and_neither_replaced_nor_removed() {
+    Bench::run("foreign-way", async |bench| {
+        let world = World::make();
+        let host = bench.enter();
+        let block = Cidr::around(World::POD, 24);
+        world.is_a_node(host.pod_cidr());
+        let theirs = format!("route add {block} via {} metric 100", World::HOST);
+        World::ip(&theirs);
+
+        let seen = host.surroundings(vec![World::HOST]).await.expect("looked");
+        assert!(seen.others.contains(&block), "{seen:?}");
+        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST) else {
+            panic!("it is on the link: {seen:?}")
+        };
+        // What the plan never asks for does no harm either.
+        let way = Way { block, gateway: World::HOST, link };
+        let changes = vec![WayChange::Set(way), WayChange::Remove(way)];
+        let failed = host.change_ways(changes).await.expect("asked");
+        assert!(failed.is_empty(), "{failed:?}");
+        host.reset().await.expect("undone");
+
+        assert!(World::routes_to(block).contains("metric 100"), "theirs is there");
+    });
+}
+
 /// A network beyond the node: a namespace with one link to this one, gone with the test.
 struct World {
     name: String,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
     const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
     const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    /// A pod of the world's, where that is a node.
+    const POD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 
     fn make() -> Self {
-        let world = Self { name: format!("cpworld{}", std::process::id()) };
+        // One at a time: they have the same addresses.
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let world = Self { name: format!("cpworld{}", std::process::id()), _turn: turn };
         let name = &world.name;
         for command in [
             format!("netns add {name}"),
@@ -567,22 +665,48 @@ impl World {
             format!("-n {name} addr add {}/24 dev up", Self::HOST),
             format!("-n {name} link set dev up up"),
         ] {
-            let status = std::process::Command::new("ip").args(command.split(' ')).status();
-            assert!(status.expect("these tests need iproute2's ip").success(), "ip {command}");
+            Self::ip(&command);
         }
         // The node's way into the world is the link of its default route; this is another one.
         fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1").expect("written");
         world
     }
 
+    fn ip(command: &str) -> String {
+        let done = std::process::Command::new("ip").args(command.split(' ')).output();
+        let done = done.expect("these tests need iproute2's ip");
+        assert!(done.status.success(), "ip {command}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// Has a pod in the world, and a way back from there to this machine's.
+    fn is_a_node(&self, pods: Cidr) {
+        Self::ip(&format!("-n {} addr add {}/32 dev lo", self.name, Self::POD));
+        Self::ip(&format!("-n {} link set dev lo up", self.name));
+        Self::ip(&format!("-n {} route add {pods} via {}", self.name, Self::NODE));
+    }
+
+    fn routes_to(block: Cidr) -> String {
+        Self::ip(&format!("route show {block}"))
+    }
+
     /// Who connects to a listener in the world, as it sees them.
     fn peer_of(&self, connect: impl FnOnce(SocketAddr)) -> IpAddr {
+        self.peer_at(Self::HOST, connect)
+    }
+
+    /// Who connects to its pod.
+    fn peer_of_pod(&self, connect: impl FnOnce(SocketAddr)) -> IpAddr {
+        self.peer_at(Self::POD, connect)
+    }
+
+    fn peer_at(&self, address: Ipv4Addr, connect: impl FnOnce(SocketAddr)) -> IpAddr {
         let namespace = fs::File::open(format!("/run/netns/{}", self.name)).expect("opened");
         let listener = std::thread::spawn(move || {
             use std::os::fd::AsFd;
             let kind = Some(rustix::thread::LinkNameSpaceType::Network);
             rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("entered");
-            std::net::TcpListener::bind((World::HOST, 0)).expect("bound")
+            std::net::TcpListener::bind((address, 0)).expect("bound")
         });
         let listener = listener.join().expect("bound");
         connect(listener.local_addr().expect("bound"));
