@@ -33,6 +33,8 @@ pub struct Node {
     salt: Option<String>,
     folder: tempfile::TempDir,
     log: Option<String>,
+    /// The network namespace in which all of it runs; none: the tests' own.
+    network: Option<std::path::PathBuf>,
     /// An ordinary user's: whoever runs the commands, else whoever runs the tests.
     user: Option<u32>,
 }
@@ -75,12 +77,18 @@ impl Node {
     pub fn of(built: Built) -> Self {
         let folder =
             tempfile::Builder::new().prefix("copepod-test-").tempdir().expect("a temporary folder");
-        Self { built, salt: None, folder, log: None, user: None }
+        Self { built, salt: None, folder, log: None, network: None, user: None }
     }
 
     /// Has the agent write into its log what `filter` (as of `RUST_LOG`) lets through.
     pub fn with_log(mut self, filter: &str) -> Self {
         self.log = Some(filter.to_owned());
+        self
+    }
+
+    /// Has all of the node run in a network namespace, by the file that names it: on a machine of its own, as far as the network goes.
+    pub fn in_network(mut self, network: &Path) -> Self {
+        self.network = Some(network.to_owned());
         self
     }
 
@@ -164,7 +172,16 @@ impl Node {
 
     /// `copepod <arguments>` on this data directory.
     pub fn copepod(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.built.copepod);
+        let mut command = match &self.network {
+            None => Command::new(&self.built.copepod),
+            Some(network) => {
+                // It becomes the program, in the same process.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", network.display())).arg("--");
+                command.arg(&self.built.copepod);
+                command
+            }
+        };
         match self.user {
             Some(user) => command
                 .uid(user)

@@ -5,7 +5,9 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -48,11 +50,7 @@ impl World {
 
     /// Runs on a thread beyond the machine, in the background.
     pub fn beyond(&self, work: impl FnOnce() + Send + 'static) {
-        let network = self.beyond.network();
-        std::thread::spawn(move || {
-            enter(&network);
-            work();
-        });
+        self.beyond.spawn(work);
     }
 }
 
@@ -62,13 +60,17 @@ impl Default for World {
     }
 }
 
-/// A network namespace, held by a process that waits for the end of its input.
-struct Namespace {
+/// A network namespace, held by a process that waits for the end of its input: it ends with the tests, however they end.
+pub struct Namespace {
     process: Child,
 }
 
 impl Namespace {
-    fn new() -> Self {
+    /// An empty one, whose loopback is down.
+    ///
+    /// # Panics
+    /// Without root, or `unshare` of util-linux.
+    pub fn new() -> Self {
         let mut process = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo there; read -r end"])
             .stdin(Stdio::piped())
@@ -82,22 +84,60 @@ impl Namespace {
         Self { process }
     }
 
-    fn network(&self) -> File {
-        File::open(format!("/proc/{}/ns/net", self.process.id())).expect("its process lives")
+    /// The file that names it to other programs.
+    pub fn file(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.process.id()).into()
     }
 
-    fn enter(&self) {
+    /// The process that holds it: as `ip` may name a namespace.
+    pub fn holder(&self) -> String {
+        self.process.id().to_string()
+    }
+
+    fn network(&self) -> File {
+        File::open(self.file()).expect("its process lives")
+    }
+
+    /// Moves the calling thread, and the programs that it starts from now on, there.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn enter(&self) {
         enter(&self.network());
     }
 
-    fn ip(&self, arguments: &[&str]) {
+    /// Runs on a thread there, in the background.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let network = self.network();
+        std::thread::spawn(move || {
+            enter(&network);
+            work()
+        })
+    }
+
+    /// Runs `ip` there, which must succeed; what it prints.
+    ///
+    /// # Panics
+    /// Where it fails, or without `nsenter` of util-linux.
+    pub fn ip(&self, arguments: &[&str]) -> String {
         let done = Command::new("nsenter")
-            .arg(format!("--net=/proc/{}/ns/net", self.process.id()))
+            .arg(format!("--net={}", self.file().display()))
             .arg("ip")
             .args(arguments)
-            .status()
+            .output()
             .expect("nsenter of util-linux");
-        assert!(done.success(), "ip {arguments:?}");
+        let failed = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "ip {arguments:?}: {failed}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
