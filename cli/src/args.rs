@@ -519,6 +519,7 @@ const NODE_EXAMPLES: &str = "\
 Examples:
   copepod node --kubeconfig /etc/copepod/kubeconfig --node-name edge-1
   copepod node --bootstrap-kubeconfig bootstrap.conf       with a bootstrap token: the node gets its own certificate
+  copepod node --explain                                   what a node changes on this machine, and what of it is there
   copepod node reset                                       ends what runs here and undoes what was changed
   copepod node --config /etc/copepod/node.yaml             the same settings as fields: kubeconfig, nodeName, nodeIPs, ...
 
@@ -531,6 +532,9 @@ pub(crate) struct Node {
     /// Something else than to be a node
     #[command(subcommand)]
     pub(crate) action: Option<NodeAction>,
+    /// Change nothing, and list what a node of this data directory changes on this machine, by name, and what of it is there now
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// A file with these settings, YAML or JSON
     #[arg(long, env = "COPEPOD_NODE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -567,6 +571,12 @@ pub(crate) struct Node {
     /// Whether pods leave the cluster by the node's address: auto or off [default: auto]
     #[arg(long, value_name = "WHETHER")]
     pub(crate) masquerade: Vec<String>,
+    /// Blocks that pods reach by their own addresses in any case [default: other nodes' podCIDRs, where they are known]
+    #[arg(long, value_name = "BLOCKS")]
+    pub(crate) masquerade_exceptions: Vec<String>,
+    /// Whether routes to other nodes' pods are set, where the node may list nodes: auto or off [default: auto]
+    #[arg(long, value_name = "WHETHER")]
+    pub(crate) routes: Vec<String>,
     /// The addresses of the cluster's DNS
     #[arg(long, value_name = "ADDRESSES")]
     pub(crate) cluster_dns: Vec<String>,

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use copepod_agent::with_causes;
+use copepod_domain::explain::Thing;
+use copepod_domain::nft::{self, Nft};
 use copepod_kubelet::NodeSettings;
 use copepod_kubelet::settings::{Given, KEYS, Key};
 
@@ -38,6 +40,9 @@ pub(crate) fn node(out: Out, asked: Option<&Path>, args: &Node) -> u8 {
     };
     let asked = asked.map(Path::to_owned).or_else(|| file.data_dir.clone());
     let data = data_dir(asked.as_deref(), &Surroundings::here());
+    if args.explain {
+        return explain(out, &data);
+    }
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let given = |key| given(key, args, &variable, &file);
     let agent = match serve::settings(data.clone(), &variable) {
@@ -53,6 +58,31 @@ pub(crate) fn node(out: Out, asked: Option<&Path>, args: &Node) -> u8 {
     };
     match done {
         Ok(()) => 0,
+        Err(error) => {
+            out.error(&with_causes(&error));
+            1
+        }
+    }
+}
+
+/// Prints what a node has on this machine, or would have; the exit code.
+fn explain(out: Out, data: &Path) -> u8 {
+    let nft = Nft::find(None);
+    if nft.is_none() {
+        out.warn(&format!("nft was not found, so its tables are not looked at; {}", nft::REMEDY));
+    }
+    let lines = |Thing { kind, name, present, purpose }: Thing| {
+        let state = if present { "present" } else { "absent" };
+        format!("{state:<7}  {kind:<8}  {name}\n{:19}{purpose}\n", "")
+    };
+    let things = copepod_domain::explain::explain(data, nft.as_ref());
+    let told = things.map(|all| all.into_iter().map(lines).collect::<String>());
+    match told.map(|text| out.write(text.as_bytes())) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            out.error(&format!("standard output: {error}"));
+            1
+        }
         Err(error) => {
             out.error(&with_causes(&error));
             1
@@ -91,6 +121,8 @@ fn of_flag<'a>(args: &'a Node, flag: &str) -> &'a [String] {
         "node-labels" => &args.node_labels,
         "max-pods" => &args.max_pods,
         "masquerade" => &args.masquerade,
+        "masquerade-exceptions" => &args.masquerade_exceptions,
+        "routes" => &args.routes,
         "cluster-dns" => &args.cluster_dns,
         "cluster-domain" => &args.cluster_domain,
         "system-reserved" => &args.system_reserved,

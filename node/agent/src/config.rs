@@ -55,10 +55,12 @@ pub struct ClusterNode {
     pub host_network: bool,
     /// TCP ports of the node that no pod reaches: the kubelet's.
     pub denied_ports: Vec<u16>,
-    /// Whether pods reach what is outside of their cluster under the node's address.
+    /// Whether pods reach what is outside of their cluster under the node's address; else they do under their own.
     pub masquerade: bool,
-    /// Blocks that pods reach under their own addresses: those of the cluster's pods.
+    /// Blocks that pods reach under their own addresses in any case.
     pub masquerade_exceptions: Vec<Cidr>,
+    /// Other nodes' blocks, as they were last known: pods reach them under their own addresses, until the front says otherwise.
+    pub direct: Vec<Cidr>,
     /// The cluster's DNS. None: pods resolve names as the node does.
     pub dns: Option<ClusterDns>,
 }

@@ -111,6 +111,11 @@ impl Domains {
         Self { host, programs, own, code, memory, wake, state, lives }
     }
 
+    /// What the data directory owns on this machine.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,19 +2,21 @@
 //!
 //! Through a [`Front`] pods are taken on under the UID that an API server gave them, ended, and forgotten once the API server has
 //! forgotten them; what they come to is put on a board, from which the newest of each pod is taken, whenever there is time. So a
-//! slow API server holds up no pod, and costs one entry per pod.
+//! slow API server holds up no pod, and costs one entry per pod. The same door leads to what only a cluster knows of the network:
+//! the ways to other nodes' pods, which concern no pod of the owner's.
 //!
 //! Absent: how a pod looks in the API of a cluster (`copepod-kubelet`), and what the program's own socket offers ([`crate::api`]),
 //! which a front may ask too, by [`Front::call`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use copepod_domain::{Cidr, HostError, Surroundings, WayChange};
 use copepod_image::Listed;
 use copepod_node::Refusal;
 use copepod_node::annotations::NodeCeilings;
@@ -234,6 +236,34 @@ impl Front {
         self.ask(Ask::World { name: pod.clone(), answer }).await;
         let world = answered.await.ok().flatten().ok_or(io::ErrorKind::NotFound)?;
         self.performer.dial(&world, port).await
+    }
+
+    /// What leads where on this machine now, and how these addresses are reached.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn surroundings(&self, nodes: Vec<Ipv4Addr>) -> Result<Surroundings, HostError> {
+        self.performer.domains.host().surroundings(nodes).await
+    }
+
+    /// Changes the ways to other nodes' pods; those changes that failed, with the reason. The ways go with what else the data directory
+    /// has on this machine.
+    ///
+    /// # Errors
+    /// Nothing could be changed.
+    pub async fn change_ways(
+        &self,
+        changes: Vec<WayChange>,
+    ) -> Result<Vec<(WayChange, io::Error)>, HostError> {
+        self.performer.domains.host().change_ways(changes).await
+    }
+
+    /// Has pods reach these blocks, beside the configured ones, under their own addresses, and no others.
+    ///
+    /// # Errors
+    /// The packet filter's.
+    pub async fn set_direct(&self, blocks: Vec<Cidr>) -> Result<(), HostError> {
+        self.performer.domains.host().set_direct(blocks).await
     }
 
     async fn ask(&self, ask: Ask) {

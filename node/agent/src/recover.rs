@@ -103,6 +103,7 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce(Front) + Send) -> Resul
         host.denied_node_ports.clone_from(&node.denied_ports);
         host.masquerade = node.masquerade;
         host.masquerade_exceptions.clone_from(&node.masquerade_exceptions);
+        host.direct.clone_from(&node.direct);
     }
     let host = Host::enter(host)?;
     for warning in host.warnings() {

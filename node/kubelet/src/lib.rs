@@ -4,11 +4,12 @@
 //! [`identity`] and [`connection`], with [`trouble`] for what goes wrong on the way; [`bootstrap`], [`csr`], [`pki`] and [`rotation`]
 //! are how it comes to certificates, and to newer ones. The node itself: [`machine`] and [`pressure`]
 //! look, [`images`] lists, [`node_object`] decides what to tell, [`register`], [`own_node`], [`heartbeat`] and [`lease`] tell it; [`joined`] is kept.
+//! [`routes`] leads to other nodes' pods.
 //! [`admission`] judges the pods that are bound to it, and [`pods`] brings them to the agent and their status back. [`server`] is the
 //! kubelet's HTTPS API.
 //!
 //! Elsewhere: running pods (`copepod-agent`, by its `front`), what a pod comes to (`copepod-node`).
-//! Invariant: no pod waits for the API server but to be taken on; guests go on while it is away. And [`settings`], [`pressure`], [`node_object`], [`admission`] and [`trouble`] take values and return values.
+//! Invariant: no pod waits for the API server but to be taken on; guests go on while it is away. And [`settings`], [`pressure`], [`node_object`], [`admission`], [`routes`] (but for what follows) and [`trouble`] take values and return values.
 
 pub mod admission;
 pub mod bootstrap;
@@ -30,6 +31,7 @@ pub mod pods;
 pub mod pressure;
 pub mod register;
 pub mod rotation;
+pub mod routes;
 pub mod run;
 pub mod server;
 pub mod settings;

@@ -1,6 +1,6 @@
 //! This node's object as the API server has it, followed.
 //!
-//! Absent: other nodes, which a node may not see.
+//! Absent: other nodes, which a node may see only where somebody allows it ([`crate::routes`]).
 
 use std::sync::Arc;
 

@@ -34,10 +34,11 @@ use crate::node_object::{Known, NodeState, pod_cidrs};
 use crate::pods::{Book, Keeper, KeeperSettings};
 use crate::pressure::Pressures;
 use crate::register::{RegisterError, register};
+use crate::routes::follow::{self, Follower, follow, withdraw};
 use crate::server::access::{ClientAuthorities, ClusterReviews};
 use crate::server::pods::Here;
 use crate::server::{Server, ServerSettings};
-use crate::settings::{Masquerade, NodeSettings};
+use crate::settings::{Masquerade, NodeSettings, Routes};
 use crate::trouble::explain;
 use crate::{heartbeat, images, lease, own_node, rotation};
 
@@ -123,6 +124,7 @@ pub fn reset(agent: AgentConfig) -> Result<(), NodeError> {
             }
         });
     })?;
+    follow::forget(&data).map_err(NodeError::Machine)?;
     Ok(Joined::forget(&data)?)
 }
 
@@ -271,7 +273,11 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
             host_network: settings.host_network,
             denied_ports: vec![settings.port],
             masquerade: settings.masquerade == Masquerade::Auto,
-            masquerade_exceptions: Vec::new(),
+            masquerade_exceptions: settings.masquerade_exceptions.clone(),
+            direct: match settings.routes {
+                Routes::Auto => follow::kept(&settings.data),
+                Routes::Off => Vec::new(),
+            },
             dns: (!settings.cluster_dns.is_empty()).then(|| ClusterDns {
                 servers: settings.cluster_dns.clone(),
                 domain: settings.cluster_domain.clone(),
@@ -279,7 +285,7 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         }),
         ..agent
     };
-    let side = Side { settings: Arc::new(settings), identity, joined, addresses, machine };
+    let side = Side { settings: Arc::new(settings), identity, joined, block, addresses, machine };
     run_agent(agent, |front| {
         tokio::spawn(async move {
             if let Err(error) = side.stand(front).await {
@@ -297,6 +303,8 @@ struct Side {
     settings: Arc<NodeSettings>,
     identity: Identity,
     joined: Joined,
+    /// The pods' addresses.
+    block: Cidr,
     addresses: Vec<IpAddr>,
     machine: Machine,
 }
@@ -304,7 +312,7 @@ struct Side {
 impl Side {
     /// Stands for the node in its cluster until the node's heart stops, which it does not.
     async fn stand(self, front: Front) -> Result<(), NodeError> {
-        let Self { settings, identity, joined, addresses, machine } = self;
+        let Self { settings, identity, joined, block, addresses, machine } = self;
         // As a kubeadm cluster has it, whoever vouches for the API server vouches for its clients.
         let cluster_authorities = identity.config.root_cert.clone().unwrap_or_default();
         let connection = Connection::new(identity.config);
@@ -358,6 +366,7 @@ impl Side {
             .map_err(NodeError::Begin)?;
         register(&Api::all(client.clone()), known, &server).await?;
         let own = own_node::follow(streams.clone(), &settings.node_name);
+        tokio::spawn(ways(settings.clone(), client.clone(), streams.clone(), block, front.clone()));
         let images_of = front.clone();
         let keeper = KeeperSettings {
             client: client.clone(),
@@ -384,6 +393,26 @@ impl Side {
         };
         heartbeat.run(own, state).await;
         Ok(())
+    }
+}
+
+/// Looks after the ways to other nodes' pods, as the settings say.
+async fn ways(
+    settings: Arc<NodeSettings>,
+    client: kube::Client,
+    streams: kube::Client,
+    own: Cidr,
+    front: Front,
+) {
+    let (node, data) = (settings.node_name.clone(), settings.data.clone());
+    match settings.routes {
+        Routes::Auto => follow(Follower { client, streams, node, own, data, front }).await,
+        Routes::Off => {
+            info!("ways to other nodes' pods are the network's (--routes off)");
+            if let Err(why) = withdraw(&front, &data).await {
+                warn!("routes to other nodes' pods are left over: {why}");
+            }
+        }
     }
 }
 

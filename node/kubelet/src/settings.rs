@@ -49,6 +49,8 @@ keys! {
     LABELS "node-labels" "COPEPOD_NODE_LABELS" "nodeLabels"
     MAX_PODS "max-pods" "COPEPOD_NODE_MAX_PODS" "maxPods"
     MASQUERADE "masquerade" "COPEPOD_NODE_MASQUERADE" "masquerade"
+    EXCEPTIONS "masquerade-exceptions" "COPEPOD_NODE_MASQUERADE_EXCEPTIONS" "masqueradeExceptions"
+    ROUTES "routes" "COPEPOD_NODE_ROUTES" "routes"
     CLUSTER_DNS "cluster-dns" "COPEPOD_NODE_CLUSTER_DNS" "clusterDNS"
     CLUSTER_DOMAIN "cluster-domain" "COPEPOD_NODE_CLUSTER_DOMAIN" "clusterDomain"
     RESERVED "system-reserved" "COPEPOD_NODE_SYSTEM_RESERVED" "systemReserved"
@@ -104,6 +106,10 @@ pub struct NodeSettings {
     pub max_pods: u32,
     /// Whether pods leave the cluster by the node's own address.
     pub masquerade: Masquerade,
+    /// Blocks that pods reach by their own addresses whatever else is known: none unless set.
+    pub masquerade_exceptions: Vec<Cidr>,
+    /// Whether the node sets routes to other nodes' pods.
+    pub routes: Routes,
     /// The addresses of the cluster's DNS. None: pods resolve names as the node does.
     pub cluster_dns: Vec<IpAddr>,
     /// The domain of the cluster's Services: `cluster.local` unless set.
@@ -173,6 +179,16 @@ pub enum Masquerade {
     #[default]
     Auto,
     /// The network knows the way to pods.
+    Off,
+}
+
+/// Whether the node follows the cluster's other nodes: sets routes to their pods, and has its own pods reach them by their own addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routes {
+    /// Where it may list nodes.
+    #[default]
+    Auto,
+    /// The network does all of it.
     Off,
 }
 
@@ -251,7 +267,17 @@ impl NodeSettings {
                 .unwrap_or_default(),
             labels: reader.whole(LABELS, labels)?.unwrap_or_default(),
             max_pods: reader.one(MAX_PODS, max_pods)?.unwrap_or(110),
-            masquerade: reader.one(MASQUERADE, masquerade)?.unwrap_or_default(),
+            masquerade: match reader.one(MASQUERADE, auto_or_off)? {
+                Some(false) => Masquerade::Off,
+                _ => Masquerade::Auto,
+            },
+            masquerade_exceptions: reader
+                .whole(EXCEPTIONS, |all| all.iter().map(|it| it.parse()).collect())?
+                .unwrap_or_default(),
+            routes: match reader.one(ROUTES, auto_or_off)? {
+                Some(false) => Routes::Off,
+                _ => Routes::Auto,
+            },
             cluster_dns: reader
                 .whole(CLUSTER_DNS, |all| all.iter().map(|it| address(it)).collect())?
                 .unwrap_or_default(),
@@ -367,10 +393,11 @@ fn max_pods(text: &str) -> Result<u32, String> {
         .map_err(|_| format!("{text:?} is no number of pods; write a whole number like 110"))
 }
 
-fn masquerade(text: &str) -> Result<Masquerade, String> {
+/// Whether it is `auto`.
+fn auto_or_off(text: &str) -> Result<bool, String> {
     match text {
-        "auto" => Ok(Masquerade::Auto),
-        "off" => Ok(Masquerade::Off),
+        "auto" => Ok(true),
+        "off" => Ok(false),
         other => Err(format!("{other:?} is neither auto nor off")),
     }
 }
@@ -575,6 +602,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_off_stays_off_and_exceptions_are_blocks() {
+        let settings = parse(&[
+            ("kubeconfig", "/k"),
+            ("routes", "off"),
+            ("masquerade", "off"),
+            ("masquerade-exceptions", "10.0.0.0/8,192.168.0.0/16"),
+        ])
+        .expect("good");
+
+        assert_eq!((settings.routes, settings.masquerade), (Routes::Off, Masquerade::Off));
+        assert_eq!(settings.masquerade_exceptions.len(), 2);
+        let usual = parse(&[("kubeconfig", "/k")]).expect("enough");
+        assert_eq!((usual.routes, usual.masquerade), (Routes::Auto, Masquerade::Auto));
+    }
+
+    #[test]
     fn what_is_reserved_is_read_as_quantities() {
         let settings = with("system-reserved", "cpu=500m,memory=1Gi").expect("good");
 
@@ -609,6 +652,8 @@ mod tests {
             ("node-labels", "kubernetes.io/os=linux", "--node-os-label"),
             ("max-pods", "many", "a whole number like 110"),
             ("masquerade", "yes", "neither auto nor off"),
+            ("masquerade-exceptions", "10.0.0.0/8,10.1.2.3", "such as 10.64.0.0/18"),
+            ("routes", "on", "neither auto nor off"),
             ("cluster-dns", "dns", "is no IP address"),
             ("cluster-domain", "cluster local", "like cluster.local"),
             ("system-reserved", "cpu", "cpu=500m"),

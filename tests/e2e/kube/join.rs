@@ -187,9 +187,13 @@ fn a_node_whose_certificate_another_authority_signed_says_so_and_waits() {
 #[test]
 fn what_deploy_holds_is_taken_and_does_what_it_says() {
     let cluster = shared();
-    for file in
-        ["rbac-bootstrap.yaml", "runtimeclasses.yaml", "policy.yaml", "service-account.yaml"]
-    {
+    for file in [
+        "rbac-bootstrap.yaml",
+        "rbac-node-proxier.yaml",
+        "runtimeclasses.yaml",
+        "policy.yaml",
+        "service-account.yaml",
+    ] {
         cluster.ok(&["apply", "--filename", text(&deploy(file))]);
     }
     cluster.namespace("deploy");
