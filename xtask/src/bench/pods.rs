@@ -10,6 +10,7 @@ mod kubelet;
 mod kwok;
 mod ours;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -59,6 +60,9 @@ pub(crate) struct Narrow {
     /// Only these nodes.
     #[arg(long, hide = true, value_delimiter = ',')]
     nodes: Vec<Who>,
+    /// The folder of our programs, where they are not to be built.
+    #[arg(long, hide = true)]
+    built: Option<PathBuf>,
 }
 
 /// What is measured.
@@ -123,11 +127,12 @@ pub(crate) fn measure(cache: &Cache, rounds: usize, narrow: &Narrow) -> Result<R
     };
     let cluster = step("starting a control plane", || Cluster::start(&control_plane, &settings))?;
     report.notes.push(peers::version(&control_plane.join("kube-apiserver"), "--version"));
-    let built = ours::programs(
-        programs::build(cache, Profile::Release)?,
-        guests::build(cache)?,
-        debian::program(cache, "nftables", "nft")?,
-    );
+    let copepod = match &narrow.built {
+        Some(folder) => folder.join("copepod"),
+        None => programs::build(cache, Profile::Release)?.copepod,
+    };
+    let built =
+        ours::programs(copepod, guests::build(cache)?, debian::program(cache, "nftables", "nft")?);
     let pods = Pods { program, cluster: &cluster, folder: folder.path() };
 
     {

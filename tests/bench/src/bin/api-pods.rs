@@ -52,9 +52,11 @@ struct Pod {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     namespace: String,
     name: String,
+    resource_version: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -81,6 +83,8 @@ struct News {
     key: Key,
     what: What,
     at: Instant,
+    /// From where a later watch goes on.
+    version: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,18 +132,11 @@ impl Api {
         let all = format!("/api/v1/pods?labelSelector=bench%3D{}", label.context("no label")?);
         let none = client.request::<Value>(get(&format!("{all}&limit=1"))?).await?;
         let version = none["metadata"]["resourceVersion"].as_str().context("no version")?;
-        let path = format!("{all}&watch=1&timeoutSeconds=3600&resourceVersion={version}");
-        let mut lines = client.request_stream(get(&path)?).await?.lines();
         let (tell, news) = mpsc::unbounded_channel();
+        let watch = watch(client.clone(), all, version.to_owned(), tell.clone());
         tokio::spawn(async move {
-            loop {
-                let line = match lines.next().await {
-                    Some(line) => line.context("the watch broke").and_then(|line| read(&line)),
-                    None => Err(anyhow::anyhow!("the watch ended")),
-                };
-                if tell.send(line).is_err() {
-                    return;
-                }
+            if let Err(error) = watch.await {
+                let _ = tell.send(Err(error));
             }
         });
         Ok(Self { client, news })
@@ -255,6 +252,26 @@ async fn create(client: &Client, pod: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Tells what comes, for as long as somebody listens. A watcher that falls behind under load is hung up on, and goes on where it was.
+async fn watch(
+    client: Client,
+    all: String,
+    mut version: String,
+    tell: mpsc::UnboundedSender<Result<News>>,
+) -> Result<()> {
+    loop {
+        let path = format!("{all}&watch=1&timeoutSeconds=3600&resourceVersion={version}");
+        let mut lines = client.request_stream(get(&path)?).await?.lines();
+        while let Some(Ok(line)) = lines.next().await {
+            let news = read(&line)?;
+            version.clone_from(&news.version);
+            if tell.send(Ok(news)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
 fn read(line: &str) -> Result<News> {
     let at = Instant::now();
     let told: Told = serde_json::from_str(line)?;
@@ -266,7 +283,8 @@ fn read(line: &str) -> Result<News> {
         _ if status.conditions.iter().any(is_ready) => What::Ready,
         _ => What::Other,
     };
-    Ok(News { key: (metadata.namespace, metadata.name), what, at })
+    let key = (metadata.namespace, metadata.name);
+    Ok(News { key, what, at, version: metadata.resource_version })
 }
 
 fn get(path: &str) -> Result<Request<Vec<u8>>> {

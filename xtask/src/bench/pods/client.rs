@@ -137,6 +137,8 @@ impl Batch<'_> {
     fn run(&self, act: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.pods.program);
         command.arg(self.pods.cluster.admin()).arg(&self.file).args(act);
+        // An error is to be read by its words.
+        command.env("RUST_BACKTRACE", "0");
         output(&mut command)
     }
 }

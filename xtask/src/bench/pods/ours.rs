@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use super::{Node, await_ready};
 use crate::bench::cgroup::{self, Cgroup};
 use crate::bench::peers::Running;
-use crate::programs::Programs;
 
 /// The guest that its pods run: it serves HTTP.
 const GUEST: &str = "hello-http";
@@ -30,8 +29,8 @@ pub(super) struct Ours {
 }
 
 /// The programs of a node.
-pub(super) fn programs(built: Programs, guests: PathBuf, nft: PathBuf) -> Built {
-    Built { copepod: built.copepod, guests, registry: "docker-registry".into(), nft }
+pub(super) fn programs(copepod: PathBuf, guests: PathBuf, nft: PathBuf) -> Built {
+    Built { copepod, guests, registry: "docker-registry".into(), nft }
 }
 
 impl Ours {
