@@ -1,11 +1,16 @@
 //! How far a node's journal has grown, read from its file while an agent writes it.
 //!
-//! Absent: what the records say. Their frame is known here, and that each names its pod.
+//! Absent: what the records say. Their frame is known here, and that each names its pod and its fact.
 
 use std::path::Path;
 
 /// How many records of a pod are on disk, whole.
 pub fn records_of(data: &Path, uid: &str) -> usize {
+    records_with(data, uid)
+}
+
+/// How many records have this text in them, such as the name of a fact.
+pub fn records_with(data: &Path, text: &str) -> usize {
     let bytes = std::fs::read(data.join("journal")).unwrap_or_default();
     let mut rest = bytes.as_slice();
     let mut found = 0;
@@ -13,7 +18,7 @@ pub fn records_of(data: &Path, uid: &str) -> usize {
     while let Some((head, after)) = rest.split_at_checked(8) {
         let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
         let Some((record, after)) = after.split_at_checked(length) else { break };
-        found += usize::from(record.windows(uid.len()).any(|it| it == uid.as_bytes()));
+        found += usize::from(record.windows(text.len()).any(|it| it == text.as_bytes()));
         rest = after;
     }
     found

@@ -1,6 +1,9 @@
 //! Debian's `docker-registry`, on loopback, with its images in a temporary folder.
 //!
-//! Absent: hostile registries, which are written by the tests that need them, and certificates, which are made there too.
+//! Beneath: [`served`], a registry of a test's own. Absent: what a hostile one answers, which is written by the tests that need it, and
+//! certificates, which are made there too.
+
+pub mod served;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
