@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 /// One for all tests, as connections are served by it between two questions.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -18,6 +19,21 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 /// Waits for an answer.
 pub(crate) fn wait<F: Future>(answer: F) -> F::Output {
     RUNTIME.block_on(answer)
+}
+
+/// Work that goes on beside a test, until this is dropped.
+pub(crate) struct Beside(JoinHandle<()>);
+
+impl Beside {
+    pub(crate) fn start(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(RUNTIME.spawn(work))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Who asks as this kubeconfig says.

@@ -9,32 +9,52 @@ use copepod_tests::node::{Node as OurNode, is_ready};
 use copepod_tests::wait::until_it_is;
 use serde_json::{Value, json};
 
-/// A node of the shared cluster, whose pods say by a node selector that they are its.
-pub(crate) struct Joined {
-    pub(crate) cluster: &'static Cluster,
+/// A node of a cluster, whose pods say by a node selector that they are its.
+pub(crate) struct Joined<'a> {
+    pub(crate) cluster: &'a Cluster,
     pub(crate) name: String,
     /// A namespace of the test's own, named as the node.
     pub(crate) node: OurNode,
     running: Option<Running>,
 }
 
-impl Joined {
-    /// Starts a node that has these guests' images, and waits until it is ready.
+impl Joined<'static> {
+    /// Starts a node of the shared cluster that has these guests' images, and waits until it is ready.
     pub(crate) fn start(name: &str, guests: &[&str]) -> Self {
-        let (cluster, node) = (shared(), OurNode::new());
+        let node = OurNode::new();
         node.load(guests);
+        Self::start_in(shared(), node, name, &[])
+    }
+}
+
+impl<'a> Joined<'a> {
+    /// Starts this node in a cluster, and waits until it is ready.
+    pub(crate) fn start_in(cluster: &'a Cluster, node: OurNode, name: &str, more: &[&str]) -> Self {
         cluster.namespace(name);
         let mut joined = Self { cluster, name: name.to_owned(), node, running: None };
-        joined.begin(&[]);
+        joined.begin(more);
         joined
+    }
+
+    /// Starts the node's process, again where it was killed, and waits for nothing.
+    pub(crate) fn launch(&mut self, more: &[&str]) {
+        let kubeconfig =
+            self.cluster.kubeconfig(&Identity::node(&self.name)).expect("a kubeconfig");
+        let arguments = [
+            "--kubeconfig",
+            text(&kubeconfig),
+            "--node-name",
+            &self.name,
+            // The machine of the tests may really have little room left.
+            "--eviction-hard",
+            "nodefs.available<1%,nodefs.inodesFree<1%",
+        ];
+        self.running = Some(Running::start(&self.node, &[&arguments, more].concat()));
     }
 
     /// Starts the node's process, again where it was killed, and waits until the cluster takes it for ready.
     pub(crate) fn begin(&mut self, more: &[&str]) {
-        let kubeconfig =
-            self.cluster.kubeconfig(&Identity::node(&self.name)).expect("a kubeconfig");
-        let arguments = ["--kubeconfig", text(&kubeconfig), "--node-name", &self.name];
-        self.running = Some(Running::start(&self.node, &[&arguments, more].concat()));
+        self.launch(more);
         let get = || self.get("node", &self.name);
         until_it_is("the node to be ready", get, is_ready, |node| node["status"].to_string());
     }
@@ -47,6 +67,13 @@ impl Joined {
     /// Kills the node's process; its pods go on.
     pub(crate) fn kill(&mut self) {
         self.running = None;
+    }
+
+    /// Ends the node's process by SIGTERM, which it alone gets; its pods go on.
+    pub(crate) fn terminate(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.terminate();
+        }
     }
 
     pub(crate) fn log(&self) -> String {
@@ -81,8 +108,13 @@ impl Joined {
 
     /// Applies objects in the test's namespace; pods among them, and those of templates, are this node's.
     pub(crate) fn apply(&self, objects: &[Value]) {
+        self.apply_in(&self.name, objects);
+    }
+
+    /// The same in another namespace.
+    pub(crate) fn apply_in(&self, namespace: &str, objects: &[Value]) {
         let here = |mut object: Value| {
-            object["metadata"]["namespace"] = json!(self.name);
+            object["metadata"]["namespace"] = json!(namespace);
             let spec = match object["kind"].as_str() {
                 Some("Pod") => Some(&mut object["spec"]),
                 Some("Deployment" | "Job" | "DaemonSet") => {
@@ -92,9 +124,6 @@ impl Joined {
             };
             if let Some(spec) = spec {
                 spec["nodeSelector"] = json!({ "kubernetes.io/hostname": self.name });
-                // The machine of the tests may really have little room left.
-                spec["tolerations"] =
-                    json!([{ "key": "node.kubernetes.io/disk-pressure", "operator": "Exists" }]);
             }
             object
         };
@@ -140,7 +169,7 @@ impl Joined {
     }
 }
 
-impl Drop for Joined {
+impl Drop for Joined<'_> {
     fn drop(&mut self) {
         let delete = ["delete", "namespace", &self.name, "--wait=false"];
         self.cluster.kubectl(&delete);
