@@ -236,7 +236,11 @@ impl Show<'_> {
 
     /// kubectl, shown as it is run; it must succeed.
     fn kubectl(&self, arguments: &[&str]) -> String {
-        println!("  $ kubectl {}", arguments.join(" "));
+        let quoted = |word: &&str| match word.contains(' ') {
+            true => format!("\"{word}\""),
+            false => (*word).to_owned(),
+        };
+        println!("  $ kubectl {}", arguments.iter().map(quoted).collect::<Vec<_>>().join(" "));
         self.cluster.ok(arguments)
     }
 }
