@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Make this machine a node of a Kubernetes cluster
     Node(Box<Node>),
     /// What copepod does for a cluster as a whole; not on its nodes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = CONTROLLERS_EXAMPLES)]
     Controllers(Controllers),
     /// Print a shell's completion script
     #[command(after_help = COMPLETION_EXAMPLES)]
@@ -590,7 +590,7 @@ pub(crate) struct Node {
     #[arg(long, value_name = "FOLDERS")]
     pub(crate) allow_host_path: Vec<String>,
     /// Whether pods may live in the node's own network by hostNetwork: true or false [default: false]
-    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "WHETHER")]
     pub(crate) allow_host_network: Vec<String>,
     /// From where on the machine is short of something and takes no pods, as nodefs.available<10%,memory.available<100Mi [default: a
     /// kubelet's]
@@ -609,13 +609,17 @@ pub(crate) enum NodeAction {
     Reset,
 }
 
+const CONTROLLERS_EXAMPLES: &str = "\
+Examples:
+  copepod controllers approver --kubeconfig approver.conf --node-blocks 192.0.2.0/24
+
+The approver's rights are in deploy/approver.yaml.";
+
 /// `copepod controllers`.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Controllers {
     /// Approve nodes' serving certificates that name the node's own addresses; all others are left for a person
-    #[command(
-        after_help = "Its rights are in deploy/approver.yaml.\n\nExample:\n  copepod controllers approver --kubeconfig approver.conf --node-blocks 192.0.2.0/24"
-    )]
+    #[command(after_help = CONTROLLERS_EXAMPLES)]
     Approver {
         /// How the API server is reached, and as whom [default: KUBECONFIG, ~/.kube/config, or a pod's service account]
         #[arg(long, value_name = "FILE")]

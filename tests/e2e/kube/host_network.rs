@@ -32,7 +32,7 @@ fn a_pod_of_the_host_s_network_answers_on_the_node_s_address_and_goes_on_without
     assert!(message.as_str().is_some_and(|it| it.contains("spec.hostNetwork")), "{message}");
 
     node.kill();
-    node.begin(&["--allow-host-network"]);
+    node.begin(&["--allow-host-network", "true"]);
     let (pod, port) = server("on-host");
     node.apply(&[pod]);
     let ready = node.wait("on-host", "ready", is_ready);
@@ -41,7 +41,7 @@ fn a_pod_of_the_host_s_network_answers_on_the_node_s_address_and_goes_on_without
     assert_eq!(get(address(&ready, port), "/").expect("it answers").status, 200);
     node.kill();
     assert_eq!(get(address(&ready, port), "/").expect("it answers").status, 200);
-    node.begin(&["--allow-host-network"]);
+    node.begin(&["--allow-host-network", "true"]);
     let after = node.wait("on-host", "ready", is_ready);
     assert_eq!(status(&after, "app")["restartCount"], 0);
     node.kubectl(&["delete", "pod", "on-host"]);
