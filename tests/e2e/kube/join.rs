@@ -211,7 +211,9 @@ fn what_deploy_holds_is_taken_and_does_what_it_says() {
             cluster.apply_as(cluster.admin(), &[pod("refused", json!({ "hostPID": true }))]);
         let said = refused.stderr.contains("spec.hostPID: a guest never sees the host's processes");
         if refused.code == Some(0) {
-            cluster.ok(&["--namespace", "deploy", "delete", "pod", "refused", "--now"]);
+            // By force, as it may have been bound to another test's node, which is gone.
+            let delete = ["--namespace", "deploy", "delete", "pod", "refused", "--force"];
+            cluster.ok(&[&delete[..], &["--grace-period", "0"]].concat());
         }
         said.then_some(())
     });
