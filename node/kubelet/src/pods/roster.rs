@@ -80,8 +80,8 @@ impl Roster {
     /// The API server has answered that a pod is gone, or is nobody's but its finalizers' any more. What the watch tells of it from here
     /// on, but for its end, was so before.
     pub fn is_gone(&mut self, uid: &str) {
-        if let Some(tracked) = self.pods.get_mut(uid) {
-            tracked.seen = None;
+        // Where the watch was quicker, nothing more comes of it.
+        if self.pods.get_mut(uid).is_some_and(|tracked| tracked.seen.take().is_some()) {
             self.gone.insert(uid.to_owned());
         }
     }
@@ -171,6 +171,18 @@ mod tests {
 
         assert!(!is_there(&roster, "a"));
     }
+
+    #[test]
+    fn an_answer_that_comes_after_the_watch_told_of_the_end_leaves_nothing_behind() {
+        let mut roster = roster(&["a"]);
+        hear(&mut roster, [Event::Init, Event::InitApply(pod("a", 5)), Event::InitDone]);
+        hear(&mut roster, [Event::Delete(pod("a", 6))]);
+
+        roster.is_gone("a");
+
+        assert!(roster.gone.is_empty());
+    }
+
     #[test]
     fn what_a_late_watch_tells_of_a_deleted_pod_does_not_bring_it_back_and_another_of_its_name_comes()
      {
