@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
@@ -40,35 +41,14 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// A block of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    network: IpAddr,
-    bits: u8,
-}
-
-impl Block {
-    fn contains(&self, address: IpAddr) -> bool {
-        let of = |address: IpAddr, width: u32| match address {
-            IpAddr::V4(it) => u128::from(it.to_bits()).checked_shr(width - u32::from(self.bits)),
-            IpAddr::V6(it) => it.to_bits().checked_shr(width - u32::from(self.bits)),
-        };
-        match (self.network, address) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => of(self.network, 32) == of(address, 32),
-            (IpAddr::V6(_), IpAddr::V6(_)) => of(self.network, 128) == of(address, 128),
-            _ => false,
-        }
-    }
-}
+pub struct Block(IpNet);
 
 impl std::str::FromStr for Block {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no block of addresses; write 192.0.2.0/24");
-        let (network, bits) = text.split_once('/').ok_or_else(wrong)?;
-        let network: IpAddr = network.parse().map_err(|_| wrong())?;
-        let most = if network.is_ipv4() { 32 } else { 128 };
-        let bits = bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(wrong)?;
-        Ok(Self { network, bits })
+        let wrong = |_| format!("{text:?} is no block of addresses; write 192.0.2.0/24");
+        text.parse().map(Self).map_err(wrong)
     }
 }
 
@@ -165,7 +145,7 @@ fn own(
         if !addresses.contains(&address) {
             return Err(Why::Foreign(address.to_string()));
         }
-        if !allowed.is_empty() && !allowed.iter().any(|block| block.contains(address)) {
+        if !allowed.is_empty() && !allowed.iter().any(|block| block.0.contains(&address)) {
             return Err(Why::Outside(address));
         }
     }
