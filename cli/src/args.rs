@@ -596,6 +596,10 @@ pub(crate) struct Node {
     /// kubelet's]
     #[arg(long, value_name = "THRESHOLDS")]
     pub(crate) eviction_hard: Vec<String>,
+    /// How long after an upgrade programs may run on in a runner of the build before, as 24h; then their pods are evicted [default: as
+    /// long as they do]
+    #[arg(long, value_name = "AGE")]
+    pub(crate) max_runner_age: Vec<String>,
     /// The label kubernetes.io/os: copepod, or linux where nothing selects it that cannot run here [default: copepod]
     #[arg(long, value_name = "OS")]
     pub(crate) node_os_label: Vec<String>,

@@ -129,6 +129,7 @@ fn of_flag<'a>(args: &'a Node, flag: &str) -> &'a [String] {
         "allow-host-path" => &args.allow_host_path,
         "allow-host-network" => &args.allow_host_network,
         "eviction-hard" => &args.eviction_hard,
+        "max-runner-age" => &args.max_runner_age,
         "node-os-label" => &args.node_os_label,
         _ => &[],
     }

@@ -17,7 +17,8 @@ pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
 
 /// What lies where in the runner's root directory, which on the host is `<data>/domains/<domain>/root`.
 pub mod layout {
-    /// Compiled code, bind-mounted read-only; the names in it are `<sha256 of the wasm>.cwasm`.
+    /// Compiled code: a read-only mount for each engine that a runner of this tree has, named by the engine's hash; the names in it
+    /// are `<sha256 of the wasm>.cwasm`.
     pub const CODE: &str = "/code";
     /// What the agent writes and the runner reads: one folder per pod UID.
     pub const RO: &str = "/ro";
@@ -123,6 +124,19 @@ pub enum Request {
     },
     /// What each container of the runner uses now; [`Answer::Stats`].
     Stats,
+    /// What a runner of another generation in the same tree needs to serve an HTTP component beside this one: with
+    /// [`Answer::HandedOver`] travel the sockets on which the attempt listens. Both accept from then on, until [`Request::Retire`].
+    /// [`Failure::Busy`] where the attempt is being stopped, is no HTTP component, or has more sockets than a frame takes.
+    HandOver(AttemptId),
+    /// The same for the ports of the host that are served for a pod; [`Answer::Published`], with a listening socket for each.
+    HandOverPublished {
+        /// The pod's UID.
+        pod: String,
+    },
+    /// All that runs here is served by a runner of another generation now: accept nothing more, let what has been accepted come to
+    /// its end, and end. No exit is recorded or told from then on. `Done`; [`Failure::Busy`] where anything runs here that is
+    /// not in the list, where something in it does not run any more, or where an exit is not acknowledged.
+    Retire(Retire),
     /// End the runner once it holds no pod; `Done`, or [`Failure::Busy`].
     Exit,
     /// A request of a newer protocol.
@@ -154,6 +168,13 @@ pub enum Answer {
     Descriptor,
     /// Use per container.
     Stats(Vec<ContainerStats>),
+    /// An attempt's listening sockets travel with this frame.
+    HandedOver {
+        /// Unix time in microseconds of its first instruction.
+        since_us: i64,
+    },
+    /// The pod's TCP ports that are served for the host; a listening socket for each travels with this frame, in this order.
+    Published(Vec<u16>),
 }
 
 /// Why a request failed: one variant per thing that the agent does next.
@@ -272,6 +293,10 @@ pub struct StartContainer {
     pub termination_path: String,
     /// When true, stdin stays open and empty; else it is at its end from the start.
     pub stdin: bool,
+    /// Where the attempt has run in another runner, which hands it over: when it started there, in Unix microseconds. The sockets on
+    /// which it listened travel with the frame.
+    #[serde(default)]
+    pub since_us: Option<i64>,
 }
 
 /// A directory in a guest.
@@ -336,6 +361,15 @@ pub struct StopContainer {
     /// Which.
     pub id: AttemptId,
     /// Unix time in milliseconds by which it is over, whatever it does; a past time kills at once.
+    pub deadline_ms: i64,
+}
+
+/// Leave everything to another runner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retire {
+    /// The attempts that the other runner serves.
+    pub attempts: Vec<AttemptId>,
+    /// Unix time in milliseconds by which this one ends, whatever is still in work.
     pub deadline_ms: i64,
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// The longest message: an error with its cause fits many times.
 const MAX_MESSAGE: usize = 16 << 10;
 
-/// The descriptors of [`ToRunner::Begin`] that always travel with it; [`Begin::outside`] tells of one more.
+/// The descriptors of [`ToRunner::Begin`] that always travel with it; [`Begin::outside`] and [`Begin::network`] tell of one more.
 pub const BEGIN_DESCRIPTORS: usize = 3;
 
 /// The most descriptors of one message.
@@ -40,8 +40,8 @@ pub struct Begin {
     pub domain: String,
     /// The domain's own user and group.
     pub uid: u32,
-    /// Whether it gets a network namespace of its own; otherwise it stays in the host's.
-    pub own_network: bool,
+    /// In which network it lives.
+    pub network: Network,
     /// A directory of the host's mount namespace on which the root can be hung for the moment before `pivot_root`.
     pub mount_point: String,
     /// Most open files, `RLIMIT_NOFILE`.
@@ -50,6 +50,17 @@ pub struct Begin {
     /// pods' network is the broker ([`crate::broker`]), whose socket is the fourth descriptor.
     #[serde(default)]
     pub outside: Option<Outside>,
+}
+
+/// A runner's network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// One of its own, which it makes.
+    Own,
+    /// The one of another runner in the same tree: the fourth descriptor. Not where [`Begin::outside`] is.
+    Shared,
+    /// The host's.
+    Host,
 }
 
 /// What lies outside of a pods' network that has no way out of its own: everything but this block.

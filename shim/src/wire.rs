@@ -21,8 +21,9 @@ use tokio::sync::Mutex;
 /// The largest frame either side accepts: a pod's start with its largest environment (1 MiB) fits several times.
 pub const MAX_FRAME: usize = 4 << 20;
 
-/// The most descriptors of one frame: an exec's three streams, and one to spare.
-pub const MAX_DESCRIPTORS: usize = 4;
+/// The most descriptors of one frame: an exec has three streams, and a container that is handed over has a socket for each of its ports
+/// and each family of addresses.
+pub const MAX_DESCRIPTORS: usize = 16;
 
 /// Why a connection is over.
 #[derive(Debug, thiserror::Error)]

@@ -18,8 +18,8 @@ use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{
     Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Dns, Event, ExecContainer,
     Exit, ExitReason, Failure, FromRunner, GuestMount, Hello, HostEntry, HttpSettings, Limits,
-    PodReport, PodSandbox, Port, Request, StartContainer, StopContainer, ToRunner, VERSIONS,
-    Versions,
+    PodReport, PodSandbox, Port, Request, Retire, StartContainer, StopContainer, ToRunner,
+    VERSIONS, Versions,
 };
 use serde::de::DeserializeOwned;
 
@@ -127,6 +127,7 @@ fn start() -> StartContainer {
         termination_log: "/rw/b6c1/.termination/app/message".into(),
         termination_path: "/dev/termination-log".into(),
         stdin: false,
+        since_us: Some(1_790_000_000_000_001),
     }
 }
 
@@ -188,6 +189,12 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("dial", Request::Dial { pod: pod(), port: 8080 }),
         ("publish", Request::Publish { pod: pod(), port: 8080 }),
         ("stats", Request::Stats),
+        ("hand-over", Request::HandOver(attempt())),
+        ("hand-over-published", Request::HandOverPublished { pod: pod() }),
+        (
+            "retire",
+            Request::Retire(Retire { attempts: vec![attempt()], deadline_ms: 1_790_000_030_000 }),
+        ),
         ("exit", Request::Exit),
     ];
     all.extend(
@@ -201,6 +208,8 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("exited", Ok(Answer::Exited { code: 3, message: Some(text()) })),
         ("descriptor", Ok(Answer::Descriptor)),
         ("used", Ok(Answer::Stats(vec![stats()]))),
+        ("handed-over", Ok(Answer::HandedOver { since_us: 1_790_000_000_000_001 })),
+        ("published", Ok(Answer::Published(vec![8080, 8081]))),
         ("unsupported", Err(Failure::Unsupported)),
         ("not-found", Err(Failure::NotFound)),
         ("busy", Err(Failure::Busy(text()))),
@@ -241,6 +250,9 @@ fn request_number(request: &Request) -> Option<usize> {
         Request::Publish { .. } => 8,
         Request::Stats => 9,
         Request::Exit => 10,
+        Request::HandOver(_) => 11,
+        Request::HandOverPublished { .. } => 12,
+        Request::Retire(_) => 13,
         // It stands for what is not understood, and is never sent.
         Request::Unknown => return None,
     })
@@ -256,6 +268,8 @@ fn from_runner_number(message: &FromRunner) -> Option<usize> {
             Answer::Exited { .. } => 3,
             Answer::Descriptor => 4,
             Answer::Stats(_) => 5,
+            Answer::HandedOver { .. } => 14,
+            Answer::Published(_) => 15,
         },
         FromRunner::Reply { result: Err(failure), .. } => match failure {
             Failure::Unsupported => 6,

@@ -4,7 +4,7 @@
 //! [`pods`], what runs on them, and [`changes`] of it, by way of [`running`], a node of a test's own; [`nodes`], how pods of several nodes
 //! reach each other. Then faults, judged by all that was told of the pods ([`watched`]): the node's process is killed ([`kills`]), pods are
 //! deleted at whatever moment ([`deletions`]), the API server is away ([`away`]), the machine runs short of something ([`pressure`]),
-//! pods come that are another system's ([`linux`]), and strangers ask ([`authorization`]).
+//! pods come that are another system's ([`linux`]), strangers ask ([`authorization`]), and the programs are replaced ([`upgrades`]).
 
 pub(crate) mod api;
 mod changes;
@@ -21,4 +21,5 @@ mod deletions;
 mod kills;
 mod linux;
 mod pressure;
+mod upgrades;
 mod watched;

@@ -1,5 +1,6 @@
 //! Agents and runners of several generations side by side: upgrades, downgrades, and what is left of old programs.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,11 @@ impl Load {
             std::thread::spawn(move || {
                 let mut kept = Connection::open(address).expect("it listens");
                 while !over.load(Ordering::Relaxed) {
-                    assert_eq!(kept.get("/").expect("an answer on a kept connection").status, 200);
+                    let answer = kept.get("/").expect("an answer on a kept connection");
+                    assert_eq!(answer.status, 200);
+                    if answer.is_last() {
+                        kept = Connection::open(address).expect("it listens");
+                    }
                     let new = http::get(address, "/").expect("an answer on a new one");
                     assert_eq!(new.status, 200);
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +135,48 @@ fn an_upgraded_agent_goes_on_with_old_pods_and_starts_new_ones_in_a_runner_of_it
     );
     assert_eq!(kept(&node, "code").len(), 1);
     assert!(is_ready(&node.pod("old").expect("it is there")));
+    assert_eq!(node.stop_all(), Vec::<String>::new());
+}
+
+#[test]
+fn http_pods_leave_an_older_runner_for_a_new_one_and_no_request_fails() {
+    let mut node = Node::new();
+    node.load(&["hello-http"]);
+    let names = ["one", "two"];
+    let pods = names.map(|name| {
+        pod(name, [container("hello", "hello-http")]).with("/spec/restartPolicy", json!("Always"))
+    });
+    node.start(&pods);
+    let before = names.map(|name| node.wait_ready(name));
+    let old_runner = only_runner(&node);
+    let old_user = host::user(old_runner);
+    let loads = names.map(|name| Load::on(&node, name));
+
+    node.kill_agent();
+    node.upgrade("next");
+    node.ok(&["ps"]);
+
+    let new_runner = until("the older runner to end", || {
+        let runners = node.runners();
+        (runners.len() == 1 && runners[0] != old_runner).then(|| runners[0])
+    });
+    assert_eq!(host::user(new_runner), old_user, "it is in the same tree");
+    loads.iter().for_each(Load::goes_on);
+    for (name, before) in names.iter().zip(before) {
+        let [now, then] = [&node.wait_ready(name), &before].map(|pod| status(pod, "hello").clone());
+        assert_eq!(now, then, "{name}: to Kubernetes nothing has happened");
+    }
+    until("the older build's programs and code to go", || {
+        ((kept(&node, "bin").len(), kept(&node, "code").len()) == (1, 1)).then_some(())
+    });
+
+    // The next agent finds the heir, and the pods can be ended as ever.
+    node.kill_agent();
+    node.ok(&["ps"]);
+    assert_eq!(only_runner(&node), new_runner);
+    loads.into_iter().for_each(Load::end);
+    node.ok(&["stop", "one", "--grace", "1"]);
+    assert!(is_ready(&node.pod("two").expect("it is there")));
     assert_eq!(node.stop_all(), Vec::<String>::new());
 }
 
@@ -244,8 +291,8 @@ fn agents_of_two_generations_killed_in_turn_lose_and_restart_no_pod() {
         }
         assert_eq!(http::get(node.address(&name, 8080), "/").expect("an answer").status, 200);
     }
-    let runners = node.runners();
-    assert!((1..=2).contains(&runners.len()), "one runner of each generation: {runners:?}");
+    let builds: BTreeSet<_> = node.runners().into_iter().map(build).collect();
+    assert!((1..=2).contains(&builds.len()), "runners of two generations: {builds:?}");
     assert_eq!(node.stop_all(), Vec::<String>::new());
 }
 

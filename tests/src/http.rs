@@ -28,6 +28,11 @@ impl Response {
         self.headers.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
     }
 
+    /// Whether the server ends the connection behind it.
+    pub fn is_last(&self) -> bool {
+        self.header("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"))
+    }
+
     /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Down ──start or adopt──▶ Up ──runner gone──▶ Down
+//!                          Up ──an heir takes over──▶ Up, of the agent's own generation
 //! ```
 //! A domain has a tree for each generation of runners that has pods in it (`homes`). A tree starts with the first pod that joins it
 //! and is removed with the last that leaves. Its slot's lock is held over these steps, so that of several pods that arrive at once
@@ -15,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use copepod_domain::{Adopted, Domain, DomainId, DomainSpec, Host, HostError, Limits, Network};
-use copepod_shim::protocol::{Answer, Hello, PodReport, Request, VERSIONS, layout};
+use copepod_domain::{
+    Adopted, Domain, DomainId, DomainSpec, Heir, Host, HostError, Limits, Network,
+};
+use copepod_shim::protocol::{Answer, Hello, PodReport, Request, Retire, VERSIONS, layout};
 use tokio::sync::mpsc;
 
 use crate::accept::IN_HOST_NETWORK;
@@ -24,7 +27,7 @@ use crate::causes::with_causes;
 use crate::generation::{Generation, Programs, build_of};
 use crate::homes::Homes;
 use crate::owner::Wake;
-use crate::runner::{ConnectError, Heard, RequestError, Runner};
+use crate::runner::{Alone, ConnectError, Connection, Heard, RequestError, Runner};
 
 /// Most threads of a runner: its workers and those that files are read by, with room.
 const MOST_THREADS: u32 = 1024;
@@ -66,6 +69,16 @@ pub(crate) enum DomainError {
     OtherProtocol { tree: String, oldest: u32, newest: u32, program: PathBuf },
     #[error("the runner of {tree} does not tell what it holds")]
     List { tree: String, source: RequestError },
+}
+
+/// A tree with two runners: one of another generation that serves, and one of the agent's own that is being given what it serves.
+pub(crate) struct Succession {
+    tree: String,
+    pub(crate) old: Arc<Live>,
+    heir: Heir,
+    /// To the heir.
+    pub(crate) connection: Connection,
+    life: u64,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<Live>>>>;
@@ -179,6 +192,54 @@ impl Domains {
                 state.slots.remove(&tree);
             }
         }
+        Ok(())
+    }
+
+    /// The trees with pods whose runner is of another generation than the agent's own.
+    pub(crate) fn outdated(&self) -> Vec<String> {
+        self.state().homes.outdated()
+    }
+
+    /// Starts a runner of the agent's own generation beside a tree's runner of another one. `None`: there is nothing to take over.
+    pub(crate) async fn start_heir(&self, tree: &str) -> Result<Option<Succession>, DomainError> {
+        let Some(old) = self.live(tree).await.filter(|live| live.generation != self.own) else {
+            return Ok(None);
+        };
+        let mut spec = self.spec(domain_id(tree)?);
+        spec.arguments.push("--heir".to_owned());
+        let heir = old.domain.start_heir(spec).await?;
+        let (connection, life) = self.connection(tree, heir.domain(), &self.own).await?;
+        Ok(Some(Succession { tree: tree.to_owned(), old, heir, connection, life }))
+    }
+
+    /// Has an heir that serves all that `hand_over` tells of take its ancestor's place. The error: it did not come to that, and the
+    /// ancestor goes on.
+    pub(crate) async fn succeed(
+        &self,
+        succession: Succession,
+        alone: Alone,
+        hand_over: Retire,
+    ) -> Result<(), DomainError> {
+        let Succession { tree, old, heir, connection, life } = succession;
+        let failed = |source| DomainError::List { tree: tree.clone(), source };
+        let slot = self.state().slot(&tree);
+        let mut slot = slot.lock().await;
+        if slot.as_ref().is_none_or(|live| live.life != old.life) {
+            return Err(failed(RequestError::Gone));
+        }
+        // First: whichever of the two the next agent would find on record, it would find the pods there.
+        heir.take_over().await?;
+        let retired = alone.runner().ask(Request::Retire(hand_over.clone()), &[]).await;
+        if let Err(error @ (RequestError::Failed(_) | RequestError::Silent)) = retired {
+            heir.step_back().await?;
+            end_gently(heir, &connection, hand_over).await;
+            return Err(failed(error));
+        }
+        let domain = heir.into_domain().await;
+        let (runner, generation) = (old.runner.clone(), self.own.clone());
+        *slot = Some(Arc::new(Live { domain, runner, generation, life }));
+        alone.succeeded_by(connection);
+        self.state().homes.set_current(&tree, true);
         Ok(())
     }
 
@@ -352,6 +413,16 @@ impl Domains {
         domain: Domain,
         generation: Generation,
     ) -> Result<Arc<Live>, DomainError> {
+        let (connection, life) = self.connection(tree, &domain, &generation).await?;
+        Ok(Arc::new(Live { domain, runner: Runner::new(connection), generation, life }))
+    }
+
+    async fn connection(
+        &self,
+        tree: &str,
+        domain: &Domain,
+        generation: &Generation,
+    ) -> Result<(Connection, u64), DomainError> {
         let life = self.lives.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = tree.to_owned();
         let wrap = move |heard: Heard| Wake::Runner { tree: name.clone(), life, heard };
@@ -360,18 +431,32 @@ impl Domains {
             build: self.own.build.clone(),
             engine: self.own.compiler.engine.clone(),
         };
-        let runner =
-            Runner::connect(&domain, hello, self.wake.clone(), wrap).await.map_err(|source| {
-                let tree = tree.to_owned();
-                match source {
-                    ConnectError::Version { oldest, newest } => {
-                        let program = generation.compiler.program.clone();
-                        DomainError::OtherProtocol { tree, oldest, newest, program }
-                    }
-                    source => DomainError::Connect { tree, source },
+        let connected = Connection::connect(domain, hello, self.wake.clone(), wrap).await;
+        let connection = connected.map_err(|source| {
+            let tree = tree.to_owned();
+            match source {
+                ConnectError::Version { oldest, newest } => {
+                    let program = generation.compiler.program.clone();
+                    DomainError::OtherProtocol { tree, oldest, newest, program }
                 }
-            })?;
-        Ok(Arc::new(Live { domain, runner, generation, life }))
+                source => DomainError::Connect { tree, source },
+            }
+        })?;
+        Ok((connection, life))
+    }
+}
+
+impl Succession {
+    /// It does not come to it: the heir gives up what it serves already, which is what `hand_over` tells of.
+    pub(crate) async fn call_off(self, hand_over: Retire) {
+        end_gently(self.heir, &self.connection, hand_over).await;
+    }
+}
+
+/// An heir whose ancestor goes on lets go of the listeners as gently as that one would have.
+async fn end_gently(heir: Heir, connection: &Connection, hand_over: Retire) {
+    if connection.ask(Request::Retire(hand_over), &[]).await.is_ok() {
+        heir.let_go();
     }
 }
 

@@ -95,6 +95,19 @@ pub struct Known {
     pub over: bool,
 }
 
+/// What runners of other builds than the agent's own still serve.
+#[derive(Clone, Debug)]
+pub struct Outdated {
+    /// Since when the agents here have been of this build.
+    pub since: Timestamp,
+    /// How many runners.
+    pub runners: usize,
+    /// How many pods are in them.
+    pub pods: usize,
+    /// The pods among them with a program, which goes on where it runs: with it stay its runner, and all that the runner serves.
+    pub programs: Vec<Arc<Pod>>,
+}
+
 /// Where it is told whether a pod was taken on: all that is wrong with it where it was not.
 type TakenOn = oneshot::Sender<Result<(), Vec<String>>>;
 
@@ -206,6 +219,16 @@ impl Front {
         let (answer, answered) = oneshot::channel();
         self.ask(Ask::Known { answer }).await;
         answered.await.unwrap_or_default()
+    }
+
+    /// What runners of other builds than the agent's own still serve.
+    pub async fn outdated(&self) -> Outdated {
+        crate::succession::outdated(&self.performer).await
+    }
+
+    /// Tells a Warning event of a pod.
+    pub async fn warn(&self, uid: &str, reason: &'static str, message: String) {
+        let _ = self.wake.send(Wake::Warning { uid: uid.to_owned(), reason, message }).await;
     }
 
     /// The images that are on this node's disk.

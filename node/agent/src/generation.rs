@@ -3,6 +3,7 @@
 //! ```text
 //! <data>/bin/<build hash>/copepod-runner, copepod   copies, so that an upgrade of the installed ones does not change what runs
 //!                         generation.json           the engine that both were built with
+//! <data>/current.json                               which of them the agents are of, and since when
 //! ```
 //! A runner, the compiler of its code and that code are of one generation. An agent starts runners of its own only, and goes on with
 //! those of others while they live: so long their programs and their code stay.
@@ -26,6 +27,7 @@ use crate::journal::write_whole;
 const RUNNER: &str = "copepod-runner";
 const COMPILER: &str = "copepod";
 const LABEL: &str = "generation.json";
+const CURRENT: &str = "current.json";
 
 /// One generation: programs that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,14 @@ struct Label {
     engine: String,
     #[serde(default)]
     salt: Option<Salt>,
+}
+
+/// Which generation the agents of a data directory are of.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Current {
+    build: String,
+    /// When the first of them started, in Unix seconds.
+    since: i64,
 }
 
 /// The programs of all generations in a data directory.
@@ -99,6 +109,20 @@ impl Programs {
             write_whole(&path, &bytes, 0o666).map_err(|error| at(&path, error))?;
         }
         Ok(self.generation(&build, label))
+    }
+
+    /// Since when agents have been of this generation, in Unix seconds: since `now`, where the last one was of another.
+    pub(crate) fn current_since(&self, own: &Generation, now: i64) -> io::Result<i64> {
+        let path = self.folder.with_file_name(CURRENT);
+        let kept = std::fs::read(&path).ok();
+        let kept = kept.and_then(|bytes| serde_json::from_slice::<Current>(&bytes).ok());
+        if let Some(kept) = kept.filter(|kept| kept.build == own.build) {
+            return Ok(kept.since);
+        }
+        let current = Current { build: own.build.clone(), since: now };
+        let bytes = serde_json::to_vec(&current).map_err(io::Error::other)?;
+        write_whole(&path, &bytes, 0o666).map_err(|error| at(&path, error))?;
+        Ok(now)
     }
 
     /// The generation of a runner that lives, by the program that it was started from.
@@ -206,6 +230,17 @@ mod tests {
         assert_ne!(first.build, second.build);
         assert_ne!(second.build, salted.build);
         assert_eq!(fixture.programs.of_runner(&salted.runner).expect("there"), salted);
+    }
+
+    #[test]
+    fn a_generation_is_the_current_one_since_an_agent_of_another_was_the_last() {
+        let fixture = fixture();
+        let [first, second] = [fixture.install(None), fixture.install(Some("next"))];
+        let since = |own, now| fixture.programs.current_since(own, now).expect("known");
+
+        assert_eq!([since(&first, 10), since(&first, 20)], [10, 10]);
+        assert_eq!([since(&second, 30), since(&second, 40)], [30, 30]);
+        assert_eq!(since(&first, 50), 50, "a downgrade counts anew");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! network and its folder `<data>/domains/<tree>`. A domain has one tree, or several while runners of older generations live in it:
 //! the first is named as the domain is, the others `<domain>.2`, `<domain>.3`, …
 //!
-//! A pod stays in its tree to its end. Where its runner dies, the successor in that tree is of the agent's own generation.
+//! A pod stays in its tree to its end. Where its runner dies, or leaves what it serves to an heir, the successor in that tree is of the
+//! agent's own generation.
 //!
 //! Pure. Absent: runners, and what is on disk of this: a pod's folder in its tree (`sandbox`).
 
@@ -60,6 +61,12 @@ impl Homes {
         if let Some(tree) = self.trees.get_mut(tree) {
             tree.is_current = is_current;
         }
+    }
+
+    /// The trees with pods whose runner is of another generation.
+    pub(crate) fn outdated(&self) -> Vec<String> {
+        let outdated = self.trees.iter().filter(|(_, it)| !it.is_current && !it.pods.is_empty());
+        outdated.map(|(name, _)| name.clone()).collect()
     }
 
     /// Takes a pod out of its tree. The tree keeps its name until [`Homes::forget`].
@@ -127,6 +134,17 @@ mod tests {
         assert_eq!(homes.place("ns-a", "new"), "ns-a.2");
         assert_eq!(homes.place("ns-a", "newer"), "ns-a.2");
         assert_eq!(homes.place("ns-a", "old"), "ns-a");
+    }
+
+    #[test]
+    fn what_an_older_generation_still_serves_is_known() {
+        let mut homes = upgraded();
+        homes.place("ns-a", "new");
+        assert_eq!(homes.outdated(), ["ns-a"]);
+
+        homes.leave("old");
+
+        assert_eq!(homes.outdated(), Vec::<String>::new());
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod runner;
 mod sandbox;
 mod serve;
 mod store;
+mod succession;
 
 pub use causes::with_causes;
 pub use config::{AgentConfig, ClusterNode};

@@ -17,7 +17,7 @@ use copepod_node::life::{Action, Journaled, PodEvent, PodEventRecord};
 use copepod_shim::protocol::{AttemptId, AttemptState, Event, PodReport};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{Call, PodName, PodView, Reply, StopPods};
 use crate::front::{Arrival, Ask, Board};
@@ -26,6 +26,7 @@ use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::runner::Heard;
 use crate::store::{PodObjects, Store};
+use crate::succession::Running;
 
 /// How long an agent without pods and callers goes on: long enough for the next command of a script.
 const LINGER: Duration = Duration::from_secs(2);
@@ -53,6 +54,8 @@ pub(crate) enum Wake {
     Runner { tree: String, life: u64, heard: Heard },
     /// A tree whose runner was gone is up again, or cannot be.
     Revived { tree: String, result: Result<Option<(bool, Vec<PodReport>)>, String> },
+    /// What runs of these pods is asked for; those that are not here are left out.
+    Running { pods: Vec<String>, answer: oneshot::Sender<Vec<Running>> },
     /// The front asks.
     Front(Ask),
     /// A pod that the front brought is on disk, or cannot be.
@@ -158,6 +161,12 @@ impl Owner {
         match wake {
             Wake::Call(asked) => self.answer(asked, touched),
             Wake::Front(ask) => self.ask(ask, touched),
+            Wake::Running { pods, answer } => {
+                let entries = pods.iter().filter_map(|uid| self.pods.get(uid));
+                let running = entries.map(|entry| (entry.world.clone(), entry.life.alive()));
+                // Who asked may have given up.
+                let _ = answer.send(running.collect());
+            }
             Wake::Arrived(arrival) => self.arrive(*arrival, touched),
             Wake::Pod { uid, event } => self.observe(&uid, event, touched),
             Wake::Objects { uid, objects } => self.replace_objects(&uid, objects, touched),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use copepod_image::{CollectPolicy, CompileError, Compiler, Image};
+use copepod_image::{Code, CollectPolicy, CompileError, Compiler, Image};
 use copepod_node::ContainerName;
 use copepod_node::life::{Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled};
 use copepod_node::pull_secrets;
@@ -54,6 +54,8 @@ pub(crate) struct Performer {
     pub(crate) exits: Mutex<VecDeque<(String, AttemptId)>>,
     /// When the image store was last cleaned.
     pub(crate) collected: Mutex<Instant>,
+    /// Since when agents have been of this generation.
+    pub(crate) current_since: Timestamp,
     /// Whether something of another generation may be on disk. Only an agent's start adds to that.
     pub(crate) older_generations: tokio::sync::Mutex<bool>,
     /// Leave to write files of pods whose objects changed; [`REFRESHES`] at a time.
@@ -272,7 +274,7 @@ impl Performer {
 
     /// The image of a container that was sent to its runner once. After a restart of the agent it is known by name only; it is here,
     /// as the attempt was journaled.
-    async fn image_of(
+    pub(crate) async fn image_of(
         &self,
         world: &World,
         container: &str,
@@ -291,6 +293,11 @@ impl Performer {
             Some(live) => live.generation.compiler.clone(),
             None => self.domains.own().compiler.clone(),
         }
+    }
+
+    /// An image's code for the agent's own engine.
+    pub(crate) async fn own_code(&self, image: &Image) -> Result<Code, CompileError> {
+        self.images.code(image, &self.domains.own().compiler, &|_| ()).await
     }
 
     /// The image with code for the compiler's engine, where what is at hand is another engine's, or damaged and forgotten.
@@ -707,9 +714,10 @@ impl Performer {
     }
 }
 
-struct ImageFailed {
+/// Why an image, or its code, is not there.
+pub(crate) struct ImageFailed {
     reason: String,
-    message: String,
+    pub(crate) message: String,
     retry: bool,
 }
 

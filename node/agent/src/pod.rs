@@ -276,9 +276,13 @@ impl World {
         image: ReadyImage,
     ) -> std::sync::Arc<ReadyImage> {
         let image = std::sync::Arc::new(image);
-        let mut images = self.going_on.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.insert(container.to_owned(), image.clone());
+        self.put_image(container, image.clone());
         image
+    }
+
+    pub(crate) fn put_image(&self, container: &str, image: std::sync::Arc<ReadyImage>) {
+        let mut images = self.going_on.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.insert(container.to_owned(), image);
     }
 
     /// Where in the runner's root the last words of one attempt of a container are.

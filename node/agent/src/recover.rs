@@ -30,6 +30,7 @@ use crate::perform::{Performer, REFRESHES};
 use crate::pod::{Entry, World};
 use crate::serve::{self, Clients};
 use crate::store::Store;
+use crate::succession;
 
 /// News on its way to the owner: beyond it, runners and clients wait.
 const INBOX: usize = 1024;
@@ -162,6 +163,10 @@ async fn run(
     let clients = Arc::default();
     let node = NodeView::of_this_machine(&config, &host);
     let code = images.code_folder(&own.compiler.engine)?;
+    let started = Timestamp::now();
+    let since = programs
+        .current_since(&own, started.as_second())
+        .map_err(|source| AgentError::Data { path: data.join("bin"), source })?;
     let addresses = AddressPool::new(host.pod_cidr());
     let memory = node.memory;
     let domains = Domains::new(host.clone(), programs.clone(), own, code, memory, wake.clone());
@@ -176,6 +181,7 @@ async fn run(
         clients: Arc::clone(&clients),
         exits: Mutex::default(),
         collected: Mutex::new(Instant::now()),
+        current_since: Timestamp::from_second(since).unwrap_or(started),
         older_generations: tokio::sync::Mutex::new(true),
         refreshes: tokio::sync::Semaphore::new(REFRESHES),
     });
@@ -261,6 +267,7 @@ async fn run(
     let listener = serve::bind(&data)
         .map_err(|source| AgentError::Data { path: data.join("agent.sock"), source })?;
     let front = Front::new(&owner, Clients::count(&clients));
+    tokio::spawn(succession::run(owner.performer.clone()));
     tokio::spawn(serve::serve(listener, wake, clients));
     ready(front);
     owner.run().await?;

@@ -18,7 +18,7 @@ use copepod_shim::protocol::{
 };
 use copepod_shim::wire::{self, FrameReceiver, FrameSender, WireError};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 
 /// How long a runner may take to answer what it can answer at once. Guests run metered beside it, so that even a node under full
 /// load answers within some milliseconds; ten seconds is a runner that hangs.
@@ -63,15 +63,77 @@ pub(crate) enum Heard {
     Gone,
 }
 
-/// A live connection. Clones share it.
+/// The runner that serves a tree. Clones are one, also after another runner has taken over: whoever asks is answered by the one
+/// that serves at that moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Runner {
+    current: Arc<RwLock<Connection>>,
+}
+
+/// The right to be the only one that asks, while one runner takes over from another.
+pub(crate) struct Alone {
+    current: OwnedRwLockWriteGuard<Connection>,
+}
+
+/// A live connection to one runner. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
     sender: FrameSender,
     waiting: Arc<Mutex<Option<Waiting>>>,
     next: Arc<AtomicU64>,
 }
 
 impl Runner {
+    /// The runner at the other end.
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self { current: Arc::new(RwLock::new(connection)) }
+    }
+
+    /// Asks and waits for the answer, at most [`ANSWER_WITHIN`].
+    pub(crate) async fn ask(&self, request: Request) -> Result<Answer, RequestError> {
+        self.give(request, &[]).await
+    }
+
+    /// [`Runner::ask`] with descriptors.
+    pub(crate) async fn give(
+        &self,
+        request: Request,
+        descriptors: &[OwnedFd],
+    ) -> Result<Answer, RequestError> {
+        // Held to the answer: what changes something does so before the runner's place is another's, or after.
+        let connection = self.current.read().await;
+        connection.ask(request, descriptors).await.map(|(answer, _)| answer)
+    }
+
+    /// Asks for what changes nothing, with descriptors, and waits as long as it takes: an exec ends when its program does.
+    pub(crate) async fn ask_with(
+        &self,
+        request: Request,
+        descriptors: &[OwnedFd],
+    ) -> Result<(Answer, Vec<OwnedFd>), RequestError> {
+        let connection = self.current.read().await.clone();
+        connection.ask_with(request, descriptors).await
+    }
+
+    /// Waits until nobody asks, and keeps others from asking.
+    pub(crate) async fn alone(&self) -> Alone {
+        Alone { current: self.current.clone().write_owned().await }
+    }
+}
+
+impl Alone {
+    /// The runner that serves.
+    pub(crate) fn runner(&self) -> &Connection {
+        &self.current
+    }
+
+    /// Another runner serves from now on.
+    pub(crate) fn succeeded_by(mut self, heir: Connection) {
+        *self.current = heir;
+    }
+}
+
+impl Connection {
     /// Connects, agrees on a version, and sends what the runner tells to `heard`, as `wrap` makes it. While that channel is full the
     /// runner is not read, so that its events cannot fill the agent's memory.
     pub(crate) async fn connect<T: Send + 'static>(
@@ -99,25 +161,27 @@ impl Runner {
             let theirs = hello.versions;
             return Err(ConnectError::Version { oldest: theirs.oldest, newest: theirs.newest });
         }
-        let runner = Self {
+        let connection = Self {
             sender,
             waiting: Arc::new(Mutex::new(Some(HashMap::new()))),
             next: Arc::default(),
         };
-        tokio::spawn(listen(receiver, runner.waiting.clone(), heard, wrap));
-        Ok(runner)
+        tokio::spawn(listen(receiver, connection.waiting.clone(), heard, wrap));
+        Ok(connection)
     }
 
     /// Asks and waits for the answer, at most [`ANSWER_WITHIN`].
-    pub(crate) async fn ask(&self, request: Request) -> Result<Answer, RequestError> {
-        tokio::time::timeout(ANSWER_WITHIN, self.ask_with(request, &[]))
+    pub(crate) async fn ask(
+        &self,
+        request: Request,
+        descriptors: &[OwnedFd],
+    ) -> Result<(Answer, Vec<OwnedFd>), RequestError> {
+        tokio::time::timeout(ANSWER_WITHIN, self.ask_with(request, descriptors))
             .await
             .map_err(|_| RequestError::Silent)?
-            .map(|(answer, _)| answer)
     }
 
-    /// Asks with descriptors and waits as long as it takes: an exec ends when its program does.
-    pub(crate) async fn ask_with(
+    async fn ask_with(
         &self,
         request: Request,
         descriptors: &[OwnedFd],

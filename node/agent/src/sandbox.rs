@@ -406,7 +406,7 @@ fn sub_path_target(world: &World, container: &str, index: usize) -> String {
     format!("{}/{}/sub-{container}-{index}", layout::MNT, world.uid)
 }
 
-fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
+pub(crate) fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
     let pod = &world.stored.pod;
     let spec = pod.spec.as_ref();
     let name = world.name();
@@ -471,7 +471,7 @@ async fn publish(world: &World, live: &Live) -> Result<(), SetUpFailed> {
     for (listener, port) in listeners {
         let request = Request::Publish { pod: world.uid.clone(), port };
         live.runner
-            .ask_with(request, &[listener.into()])
+            .give(request, &[listener.into()])
             .await
             .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     }
@@ -517,6 +517,7 @@ pub(crate) async fn start_request(
             .clone()
             .unwrap_or_else(|| "/dev/termination-log".to_owned()),
         stdin: spec.stdin.unwrap_or(false),
+        since_us: None,
     })
 }
 

@@ -18,6 +18,9 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+mod heir;
+
+pub use self::heir::Heir;
 use crate::authorities;
 pub use crate::cgroup::{Limits, Usage};
 use crate::error::{HostError, Step};
@@ -89,9 +92,10 @@ struct Shared {
     process: OwnedFd,
     pid: Pid,
     program: PathBuf,
+    socket: &'static str,
     root: OwnedFd,
     root_path: PathBuf,
-    link: Option<Mutex<Link>>,
+    link: Option<Arc<Mutex<Link>>>,
     owners: OnceLock<OwnedFd>,
     missing: Vec<String>,
 }
@@ -109,7 +113,20 @@ impl Domain {
     pub fn connect(&self) -> io::Result<UnixStream> {
         // The path of a socket has room for 107 bytes; a descriptor's path is always short.
         let directory = mounts::open_path(&self.inner.tree.directory).map_err(io::Error::other)?;
-        UnixStream::connect(format!("/proc/self/fd/{}/runner.sock", directory.as_raw_fd()))
+        UnixStream::connect(format!(
+            "/proc/self/fd/{}/{}",
+            directory.as_raw_fd(),
+            self.inner.socket
+        ))
+    }
+
+    /// Starts a second runner in this one's tree, network and cgroup, under its user, which can take over what this one serves.
+    ///
+    /// # Errors
+    /// An ordinary user's runner can have none; a step that failed, with nothing changed.
+    pub async fn start_heir(&self, spec: DomainSpec) -> Result<Heir, HostError> {
+        let ancestor = self.clone();
+        blocking(move || heir::start(&ancestor, &spec)).await
     }
 
     /// The directory that is the runner's `/`.
@@ -330,46 +347,105 @@ fn start_new(
         tracing::warn!(domain = %spec.id, %error, "guests' https requests will find no authorities to trust");
     }
     let root = mounts::make_shared_root(&tree.root())?;
-    let code = Source::Beneath { root: spec.code.clone(), path: PathBuf::new() };
-    mounts::bind(root.as_fd(), code, Path::new("code"), mounts::CODE, None)?;
+    show_code(&root, &spec.code)?;
     let log_directory = mounts::open_path(&tree.log_directory())?;
     mounts::attach_tmpfs(log_directory.as_fd(), LOG_BYTES, 0, "0700")
         .step(|| "bound the runner's own log".into())?;
     host.cgroups
         .create(spec.id.as_str(), spec.limits)
         .step(|| format!("make the cgroup of domain {}", spec.id))?;
-    let listener = listen(&tree)?;
+    // A fresh descriptor of the mount as it now stands in the tree.
+    let root = mounts::open_path(&tree.root())?;
+    let network = if own_network { stage::Network::Own } else { stage::Network::Host };
+    let born = bear(host, spec, &tree, &mut record, &root, Ancestry { network, from: None })?;
+    Ok(born.into_domain(host, spec.id.clone(), tree, record.uid, root))
+}
 
+/// Shows an engine's code in a tree, under the engine's hash.
+fn show_code(root: &OwnedFd, code: &Path) -> Result<(), HostError> {
+    let target = code_target(code)?;
+    let source = Source::Beneath { root: code.to_owned(), path: PathBuf::new() };
+    mounts::bind(root.as_fd(), source, &target, mounts::CODE, None)
+}
+
+fn code_target(code: &Path) -> Result<PathBuf, HostError> {
+    let engine = code.file_name();
+    let engine = engine
+        .ok_or_else(|| HostError::Invalid(format!("{} is no folder of code", code.display())))?;
+    Ok(Path::new("code").join(engine))
+}
+
+/// Where a new runner lives.
+struct Ancestry<'a> {
+    network: stage::Network,
+    /// The network of the runner that it is to take over from, and whose place on record it has not taken yet.
+    from: Option<BorrowedFd<'a>>,
+}
+
+/// A runner that serves, and is not known by anybody yet.
+struct Born {
+    process: OwnedFd,
+    pid: Pid,
+    program: PathBuf,
+    socket: &'static str,
+    link: Option<Arc<Mutex<Link>>>,
+    missing: Vec<String>,
+}
+
+impl Born {
+    fn into_domain(
+        self,
+        host: &Arc<Inner>,
+        id: DomainId,
+        tree: Tree,
+        uid: u32,
+        root: OwnedFd,
+    ) -> Domain {
+        let Self { process, pid, program, socket, link, missing } = self;
+        let shared = Shared {
+            host: host.clone(),
+            id,
+            root_path: tree.root(),
+            tree,
+            uid,
+            process,
+            pid,
+            program,
+            socket,
+            root,
+            link,
+            owners: OnceLock::new(),
+            missing,
+        };
+        Domain { inner: Arc::new(shared) }
+    }
+}
+
+/// Starts a runner's process in a tree that is ready for it, and makes it what it is to be.
+fn bear(
+    host: &Inner,
+    spec: &DomainSpec,
+    tree: &Tree,
+    record: &mut Record,
+    root: &OwnedFd,
+    ancestry: Ancestry<'_>,
+) -> Result<Born, HostError> {
+    let socket = tree::next_socket(record.runner.as_ref().map(|runner| &*runner.socket));
+    let listener = listen(tree, socket)?;
     let (control, theirs) = control_sockets().step(|| "make a pair of sockets".into())?;
-    let child = spawn(spec, &tree, theirs)?;
+    let child = spawn(spec, tree, theirs)?;
     let pid = child_pid(&child)?;
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .step(|| "watch the runner's process".into())?;
     // Dropping it neither ends nor reaps the process; its descriptor does both.
     drop(child);
-    let born = Birth { host, spec, tree: &tree, control, process: process.as_fd(), pid };
-    let finished = born.go_through(&mut record, &root, &listener);
+    let birth = Birth { host, spec, tree, control, process: process.as_fd(), pid, socket };
+    let finished = birth.go_through(record, root, &listener, ancestry);
     let (link, missing) = finished.inspect_err(|_| end(process.as_fd()))?;
-
-    let program = record.runner.map_or_else(|| spec.program.clone(), |runner| runner.program);
-    // A fresh descriptor of the mount as it now stands in the tree.
-    let root_path = tree.root();
-    let root = mounts::open_path(&root_path)?;
-    let shared = Shared {
-        host: host.clone(),
-        id: spec.id.clone(),
-        tree,
-        uid: record.uid,
-        process,
-        pid,
-        program,
-        root,
-        root_path,
-        link: link.map(Mutex::new),
-        owners: OnceLock::new(),
-        missing,
-    };
-    Ok(Domain { inner: Arc::new(shared) })
+    let program =
+        record.runner.as_ref().map_or_else(|| spec.program.clone(), |it| it.program.clone());
+    let link = link.map(|link| Arc::new(Mutex::new(link)));
+    Ok(Born { process, pid, program, socket, link, missing })
 }
 
 /// The pair over which a runner is told what to become: messages, not bytes, and never an endless wait on our side.
@@ -385,10 +461,21 @@ fn control_sockets() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-fn listen(tree: &Tree) -> Result<UnixListener, HostError> {
+fn listen(tree: &Tree, name: &str) -> Result<UnixListener, HostError> {
+    let step = || format!("listen on {}", tree.socket(name).display());
+    // Of a runner that ended before it took over.
+    remove_socket(tree, name)?;
     let directory = mounts::open_path(&tree.directory)?;
-    UnixListener::bind(format!("/proc/self/fd/{}/runner.sock", directory.as_raw_fd()))
-        .step(|| format!("listen on {}", tree.socket().display()))
+    UnixListener::bind(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())).step(step)
+}
+
+fn remove_socket(tree: &Tree, name: &str) -> Result<(), HostError> {
+    match fs::remove_file(tree.socket(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).step(|| format!("remove {}", tree.socket(name).display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Born with nothing but its end of the pair and a log: no `pre_exec`, so that the standard library may spawn without a fork, which
@@ -422,6 +509,7 @@ struct Birth<'a> {
     control: OwnedFd,
     process: BorrowedFd<'a>,
     pid: Pid,
+    socket: &'static str,
 }
 
 impl Birth<'_> {
@@ -430,6 +518,7 @@ impl Birth<'_> {
         record: &mut Record,
         root: &OwnedFd,
         listener: &UnixListener,
+        ancestry: Ancestry<'_>,
     ) -> Result<(Option<Link>, Vec<String>), HostError> {
         let Self { host, spec, pid, .. } = self;
         // First of all, so that every page that it touches from now on is counted.
@@ -442,8 +531,12 @@ impl Birth<'_> {
             boot: network::boot_id()?,
             // One that ended at once has none any more, and will say so by its silence.
             program: program_of(*pid).unwrap_or_else(|_| spec.program.clone()),
+            socket: self.socket.to_owned(),
+            code: code_target(&spec.code)?,
         });
-        self.tree.write_record(record)?;
+        if ancestry.from.is_none() {
+            self.tree.write_record(record)?;
+        }
 
         // A copy of the shared root: what is mounted in the one later arrives in the other.
         let seen = mounts::copy_of(root.as_fd()).step(|| "copy the domain's root".into())?;
@@ -452,18 +545,20 @@ impl Birth<'_> {
         let begin = Begin {
             domain: spec.id.host_name().to_owned(),
             uid: record.uid,
-            own_network: record.own_network,
+            network: ancestry.network,
             mount_point: self.tree.root().to_string_lossy().into_owned(),
             max_files: host.max_files,
             outside: outside.as_ref().map(|_| block),
         };
         let mut descriptors = vec![listener.as_fd(), seen.as_fd(), host.namespace.as_fd()];
         descriptors.extend(outside.as_ref().map(AsFd::as_fd));
+        if ancestry.network == stage::Network::Shared {
+            descriptors.extend(ancestry.from);
+        }
         self.tell(&ToRunner::Begin(begin), &descriptors)?;
         self.expect(|said| matches!(said, FromRunner::Unshared).then_some(()))?;
-        let link = if record.own_network {
-            let path = format!("/proc/{}/ns/net", pid.as_raw_nonzero());
-            let namespace = fs::File::open(&path).step(|| format!("open {path}"))?;
+        let link = if ancestry.network == stage::Network::Own {
+            let namespace = network_of(*pid)?;
             let mut netlink = host.netlink();
             let namespace = namespace.as_fd();
             let place = host.place();
@@ -518,6 +613,12 @@ impl Birth<'_> {
     }
 }
 
+/// The network namespace of a process.
+fn network_of(pid: Pid) -> Result<fs::File, HostError> {
+    let path = format!("/proc/{}/ns/net", pid.as_raw_nonzero());
+    fs::File::open(&path).step(|| format!("open {path}"))
+}
+
 /// When a process started, in clock ticks since boot: field 22 of its `stat`.
 fn started(pid: Pid) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
@@ -567,14 +668,16 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
     let root_path = tree.root();
     // Without the mount that it shares with the runner the domain can be given nothing more. And a runner whose birth was cut short
     // listens to nobody; it ended when its agent did.
-    if !mounts::is_mount(&root_path)? || !tree.socket().exists() {
+    let Some(socket) = tree::known_socket(&runner.socket) else { return Ok(Adopted::Dead) };
+    if !mounts::is_mount(&root_path)? || !tree.socket(socket).exists() {
         return Ok(Adopted::Dead);
     }
+    // An heir that had not taken over yet, or a runner that one had taken over from, when an agent died.
+    end_members(host, id, Some(pid))?;
     let link = if record.own_network {
-        let path = format!("/proc/{}/ns/net", runner.pid);
-        let namespace = fs::File::open(&path).step(|| format!("open {path}"))?;
+        let namespace = network_of(pid)?;
         match Link::find(host.id, record.index, host.block, host.place(), namespace.as_fd()) {
-            Ok(link) => Some(Mutex::new(link)),
+            Ok(link) => Some(Arc::new(Mutex::new(link))),
             Err(error) => {
                 tracing::warn!(domain = %id, %error, "a runner without its link cannot be adopted");
                 return Ok(Adopted::Dead);
@@ -584,21 +687,9 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
         None
     };
     let root = mounts::open_path(&root_path)?;
-    let shared = Shared {
-        host: host.clone(),
-        id: id.clone(),
-        tree,
-        uid: record.uid,
-        process,
-        pid,
-        program: runner.program.clone(),
-        root,
-        root_path,
-        link,
-        owners: OnceLock::new(),
-        missing: Vec::new(),
-    };
-    Ok(Adopted::Alive(Domain { inner: Arc::new(shared) }))
+    let program = runner.program.clone();
+    let found = Born { process, pid, program, socket, link, missing: Vec::new() };
+    Ok(Adopted::Alive(found.into_domain(host, id.clone(), tree, record.uid, root)))
 }
 
 pub(crate) fn remove(host: &Inner, id: &DomainId) -> Result<(), HostError> {
@@ -617,7 +708,7 @@ fn unplug(host: &Inner, id: &DomainId) -> Result<Option<Record>, HostError> {
         end(process.as_fd());
     }
     // Whatever else is in its cgroup; a runner cannot have children, so this finds one whose record was lost.
-    end_members(host, id)?;
+    end_members(host, id, None)?;
     if let Some(record) = &record {
         let name = host.id.link(record.index);
         host.netlink()
@@ -632,27 +723,27 @@ fn unplug(host: &Inner, id: &DomainId) -> Result<Option<Record>, HostError> {
         }
     }
     host.cgroups.remove(id.as_str()).step(|| format!("remove the cgroup of domain {id}"))?;
-    match fs::remove_file(tree.socket()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).step(|| format!("remove {}", tree.socket().display()))
-        }
-        _ => Ok(record),
-    }
+    tree::SOCKETS.iter().try_for_each(|name| remove_socket(&tree, name))?;
+    Ok(record)
 }
 
-fn end_members(host: &Inner, id: &DomainId) -> Result<(), HostError> {
+/// Ends the processes of a domain's cgroup but this one.
+fn end_members(host: &Inner, id: &DomainId, but: Option<Pid>) -> Result<(), HostError> {
     let step = || format!("end the processes of domain {id}");
     let members = host.cgroups.members(id.as_str()).step(step)?;
     let watched: Vec<OwnedFd> = members
         .into_iter()
+        .filter(|member| Some(*member) != but)
         .filter_map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
         .collect();
     if watched.is_empty() {
         return Ok(());
     }
-    host.cgroups.kill(id.as_str()).step(step)?;
+    if but.is_none() {
+        host.cgroups.kill(id.as_str()).step(step)?;
+    }
     for process in &watched {
-        wait_for_the_end(process.as_fd());
+        end(process.as_fd());
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub mod ways;
 
 pub use check::{Check, check_host};
 pub use cidr::Cidr;
-pub use domain::{Adopted, Domain, DomainSpec, Limits, Network};
+pub use domain::{Adopted, Domain, DomainSpec, Heir, Limits, Network};
 pub use error::HostError;
 pub use host::{Host, HostConfig};
 pub use mounts::{BindMount, Source};

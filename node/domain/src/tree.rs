@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data>/domains/<d>/runner.json   the record, for the next agent
-//!                    runner.sock   where the runner listens
+//!                    runner.sock   where the runner listens, or runner.2.sock, by turns: two live at once for a moment
 //!                    log/          the runner's own words, on a tmpfs that bounds them
 //!                    root/         the runner's `/`: code, ro, rw, logs, mnt, state (`copepod_shim::protocol::layout`)
 //! ```
@@ -44,6 +44,29 @@ pub(crate) struct RunnerRecord {
     pub(crate) boot: String,
     /// Its program.
     pub(crate) program: PathBuf,
+    /// The name of its socket, one of [`SOCKETS`].
+    #[serde(default = "first_socket")]
+    pub(crate) socket: String,
+    /// Where in the root its engine's code is.
+    #[serde(default)]
+    pub(crate) code: PathBuf,
+}
+
+/// The names of a runner's socket. A runner that is to take over from another one has the other name.
+pub(crate) const SOCKETS: [&str; 2] = ["runner.sock", "runner.2.sock"];
+
+fn first_socket() -> String {
+    SOCKETS[0].to_owned()
+}
+
+/// The name that a new runner's socket has beside `taken`.
+pub(crate) fn next_socket(taken: Option<&str>) -> &'static str {
+    if taken == Some(SOCKETS[0]) { SOCKETS[1] } else { SOCKETS[0] }
+}
+
+/// The name of a socket on record, if it is one.
+pub(crate) fn known_socket(name: &str) -> Option<&'static str> {
+    SOCKETS.into_iter().find(|known| *known == name)
 }
 
 /// The paths of one domain.
@@ -61,8 +84,8 @@ impl Tree {
         self.directory.join("root")
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.directory.join("runner.sock")
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     pub(crate) fn log_directory(&self) -> PathBuf {

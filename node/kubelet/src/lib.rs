@@ -4,7 +4,7 @@
 //! [`identity`] and [`connection`], with [`trouble`] for what goes wrong on the way; [`bootstrap`], [`csr`], [`pki`] and [`rotation`]
 //! are how it comes to certificates, and to newer ones. The node itself: [`machine`] and [`pressure`]
 //! look, [`images`] lists, [`node_object`] decides what to tell, [`register`], [`own_node`], [`heartbeat`] and [`lease`] tell it; [`joined`] is kept.
-//! [`routes`] leads to other nodes' pods.
+//! [`routes`] leads to other nodes' pods, and [`outdated`] has pods leave runners of an older build.
 //! [`admission`] judges the pods that are bound to it, and [`pods`] brings them to the agent and their status back. [`server`] is the
 //! kubelet's HTTPS API.
 //!
@@ -24,6 +24,7 @@ pub mod joined;
 pub mod lease;
 pub mod machine;
 pub mod node_object;
+pub mod outdated;
 pub mod own_node;
 pub mod pace;
 pub mod pki;

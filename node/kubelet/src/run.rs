@@ -31,6 +31,7 @@ use crate::identity::{self, Identity, IdentityError};
 use crate::joined::{Joined, JoinedError};
 use crate::machine::{Machine, NoAddress, addresses};
 use crate::node_object::{Known, NodeState, pod_cidrs};
+use crate::outdated::Outdating;
 use crate::pods::{Book, Keeper, KeeperSettings};
 use crate::pressure::Pressures;
 use crate::register::{RegisterError, register};
@@ -367,6 +368,14 @@ impl Side {
         register(&Api::all(client.clone()), known, &server).await?;
         let own = own_node::follow(streams.clone(), &settings.node_name);
         tokio::spawn(ways(settings.clone(), client.clone(), streams.clone(), block, front.clone()));
+        let outdating = Outdating {
+            front: front.clone(),
+            client: client.clone(),
+            server: server.clone(),
+            metrics: connection.metrics().clone(),
+            max_age: settings.max_runner_age,
+        };
+        tokio::spawn(outdating.run());
         let images_of = front.clone();
         let keeper = KeeperSettings {
             client: client.clone(),

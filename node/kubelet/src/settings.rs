@@ -8,10 +8,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use copepod_domain::Cidr;
 use copepod_node::name::is_dns_label;
 use copepod_node::quantity::Amount;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -57,6 +59,7 @@ keys! {
     HOST_PATHS "allow-host-path" "COPEPOD_NODE_ALLOW_HOST_PATH" "allowHostPaths"
     HOST_NETWORK "allow-host-network" "COPEPOD_NODE_ALLOW_HOST_NETWORK" "allowHostNetwork"
     EVICTION "eviction-hard" "COPEPOD_NODE_EVICTION_HARD" "evictionHard"
+    RUNNER_AGE "max-runner-age" "COPEPOD_NODE_MAX_RUNNER_AGE" "maxRunnerAge"
     OS_LABEL "node-os-label" "COPEPOD_NODE_OS_LABEL" "nodeOSLabel"
 }
 
@@ -122,6 +125,8 @@ pub struct NodeSettings {
     pub host_network: bool,
     /// From where on the machine is short of something.
     pub thresholds: Thresholds,
+    /// How long after an upgrade a runner of the build before may go on before its pods are evicted. None: as long as they do.
+    pub max_runner_age: Option<Duration>,
     /// The value of the label `kubernetes.io/os`.
     pub os_label: OsLabel,
 }
@@ -290,6 +295,7 @@ impl NodeSettings {
                 .unwrap_or_default(),
             host_network: reader.one(HOST_NETWORK, yes_or_no)?.unwrap_or(false),
             thresholds: reader.whole(EVICTION, Thresholds::parse)?.unwrap_or_default(),
+            max_runner_age: reader.one(RUNNER_AGE, age)?,
             os_label: reader.one(OS_LABEL, os_label)?.unwrap_or_default(),
             data,
         })
@@ -391,6 +397,11 @@ pub(crate) fn is_reachable(ip: &IpAddr) -> bool {
 fn max_pods(text: &str) -> Result<u32, String> {
     text.parse()
         .map_err(|_| format!("{text:?} is no number of pods; write a whole number like 110"))
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = text.parse::<SignedDuration>().ok().and_then(|it| Duration::try_from(it).ok());
+    age.ok_or_else(|| format!("{text:?} is no time; write one like 24h or 1h30m"))
 }
 
 /// Whether it is `auto`.

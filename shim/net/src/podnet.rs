@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use copepod_shim::protocol::PodSandbox;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::calls::{self, Call, Watch};
@@ -93,9 +94,58 @@ impl PodNet {
                 io::Error::new(source.kind(), format!("cannot bind port {port} of {ip}: {source}"))
             }
         })?;
-        let socket = Arc::new(Listening::new(socket.listen(HTTP_BACKLOG)?));
-        binding.listens(&socket);
-        Ok(Listener { socket, binding })
+        Ok(Listener::new(socket.listen(HTTP_BACKLOG)?, binding))
+    }
+
+    /// Goes on with a socket that listens already, at a pod IP: of a runner that hands its container over. Both may accept.
+    ///
+    /// # Errors
+    /// It does not listen, or not at a pod IP; another container of the pod holds the port.
+    pub fn go_on_listening(
+        self: &Arc<Self>,
+        container: &str,
+        socket: OwnedFd,
+    ) -> io::Result<Listener> {
+        let refused = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+        if !rustix::net::sockopt::socket_acceptconn(&socket)? {
+            return Err(refused("a socket that was handed over does not listen".into()));
+        }
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from_std(socket)?;
+        let address = socket.local_addr()?;
+        if !self.rules.pod_ips().any(|ip| ip == address.ip()) {
+            return Err(refused(format!("a socket that was handed over listens at {address}")));
+        }
+        let claim = Claim {
+            proto: Proto::Tcp,
+            port: address.port(),
+            place: Place { scope: Scope::Wildcard, ip: address.ip() },
+            guest: Family::of(address.ip()),
+            container: container.into(),
+        };
+        let binding = self.hold(claim).map_err(|error| match error {
+            BindError::Held(holder) => io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("port {} is held by container {holder}", address.port()),
+            ),
+            BindError::Os(error) => error,
+        })?;
+        Ok(Listener::new(socket, binding))
+    }
+
+    /// The sockets on which a container listens, for a runner that goes on with them.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn listening_sockets(&self, container: &str) -> io::Result<Vec<OwnedFd>> {
+        let listeners: Vec<_> = self.table().listeners(container).collect();
+        listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// From now on a container's listeners are another runner's: its end stops none of them.
+    pub fn share_listeners(&self, container: &str) {
+        self.table().share(container);
     }
 
     /// Connects to a port of the pod as from outside it: what probes and port-forward see. A port that is bound to the
@@ -358,6 +408,12 @@ pub struct Listener {
 }
 
 impl Listener {
+    fn new(socket: TcpListener, binding: Binding) -> Self {
+        let socket = Arc::new(Listening::new(socket));
+        binding.listens(&socket);
+        Self { socket, binding }
+    }
+
     /// The next connection, and its peer as a guest is to see it. It waits where the pod has as many sockets as it may.
     ///
     /// After [`PodNet::close_container`] it fails for good, with `InvalidInput`; other errors are of one connection.

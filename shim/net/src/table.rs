@@ -109,6 +109,14 @@ impl Table {
         entries.filter(|e| *e.claim.container == *container).filter_map(|e| e.listener.upgrade())
     }
 
+    /// From now on the container's listeners are others' as well: the ports stay held, and closing them stops nothing.
+    pub fn share(&mut self, container: &str) {
+        let entries = self.ports.values_mut().flatten();
+        for entry in entries.filter(|entry| *entry.claim.container == *container) {
+            entry.listener = Weak::new();
+        }
+    }
+
     /// Takes out every entry of the container, or of all where `container` is `None`; what comes back listens still.
     pub fn take_container(&mut self, container: Option<&str>) -> Vec<Arc<Listening>> {
         let mut listeners = Vec::new();

@@ -19,6 +19,8 @@ pub struct Arguments {
     pub engine: String,
     /// What its compiler was given, too.
     pub engine_salt: Option<Salt>,
+    /// It takes over from another runner in the same tree, which goes on until it has.
+    pub is_heir: bool,
 }
 
 /// Where a runner runs.
@@ -38,7 +40,7 @@ pub enum Place {
 /// The arguments are not understood.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0}; usage: copepod-runner [--build HASH] [--engine HASH] [--engine-salt SALT] [--unconfined --root DIR --socket PATH]"
+    "{0}; usage: copepod-runner [--build HASH] [--engine HASH] [--engine-salt SALT] [--heir] [--unconfined --root DIR --socket PATH]"
 )]
 pub struct Misused(String);
 
@@ -51,12 +53,14 @@ impl Arguments {
         let mut arguments = arguments.into_iter();
         let (mut build, mut engine, mut engine_salt) = (None, String::new(), None);
         let (mut unconfined, mut root, mut socket) = (false, None, None);
+        let mut is_heir = false;
         while let Some(argument) = arguments.next() {
             let name = argument.to_string_lossy().into_owned();
             let mut value =
                 || arguments.next().ok_or_else(|| Misused(format!("{name} needs a value")));
             match name.as_str() {
                 "--unconfined" => unconfined = true,
+                "--heir" => is_heir = true,
                 "--build" => build = Some(value()?.to_string_lossy().into_owned()),
                 "--engine" => engine = value()?.to_string_lossy().into_owned(),
                 "--engine-salt" => {
@@ -73,7 +77,7 @@ impl Arguments {
             (false, None, None) => Place::Confined,
             (false, ..) => return Err(Misused("--root and --socket need --unconfined".into())),
         };
-        Ok(Self { place, build, engine, engine_salt })
+        Ok(Self { place, build, engine, engine_salt, is_heir })
     }
 }
 
@@ -90,7 +94,8 @@ mod tests {
         let arguments = parse(&["--engine", "e"]).expect("understood");
 
         let (place, engine) = (Place::Confined, "e".into());
-        assert_eq!(arguments, Arguments { place, build: None, engine, engine_salt: None });
+        let expected = Arguments { place, build: None, engine, engine_salt: None, is_heir: false };
+        assert_eq!(arguments, expected);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use copepod_shim::protocol::layout;
-use copepod_shim::stage::{self, Begin, FromRunner, Outside, ToRunner};
+use copepod_shim::stage::{self, Begin, FromRunner, Network, Outside, ToRunner};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
     RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -76,7 +76,7 @@ pub fn enter() -> Result<Confined, ConfineError> {
 }
 
 fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
-    let (begin, [listener, root, host], broker) = receive_begin(control)?;
+    let (begin, [listener, root, host], extra) = receive_begin(control)?;
     be_alone_in_the_process()?;
     rustix::process::setsid().step("lead a session of its own")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -84,20 +84,29 @@ fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
     rustix::stdio::dup2_stdin(&null).step("put /dev/null in place of the agent's socket")?;
     drop(null);
     let needed = [control, &listener, &root, &host];
-    let needed: Vec<_> = needed.into_iter().chain(&broker).map(AsFd::as_fd).collect();
+    let needed: Vec<_> = needed.into_iter().chain(&extra).map(AsFd::as_fd).collect();
     sys::close_all_but(&needed).step("close inherited descriptors")?;
 
     rustix::thread::move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))
         .step("enter the host's mount namespace")?;
     drop(host);
     let mut leave = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    if begin.own_network {
+    if begin.network == Network::Own {
         leave |= UnshareFlags::NEWNET;
     }
     if begin.outside.is_some() {
         leave |= UnshareFlags::NEWUSER;
     }
     sys::unshare(leave).step("leave the host's namespaces")?;
+    let broker = match (begin.network, extra) {
+        (Network::Shared, Some(network)) => {
+            let kind = Some(LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(network.as_fd(), kind)
+                .step("enter the domain's network")?;
+            None
+        }
+        (_, extra) => extra,
+    };
     if begin.outside.is_some() {
         be_the_only_user().step("be the one user of a namespace of its own")?;
     }
@@ -117,7 +126,7 @@ fn confine(control: &OwnedFd) -> Result<(Confined, Vec<String>), ConfineError> {
     Ok((Confined { listener: listener.into(), domain: begin.domain, outside }, missing))
 }
 
-/// What to become; the listening socket, the root and the host's mount namespace; the broker's socket where there is one.
+/// What to become; the listening socket, the root and the host's mount namespace; the broker's socket, or the network to enter.
 type Received = (Begin, [OwnedFd; stage::BEGIN_DESCRIPTORS], Option<OwnedFd>);
 
 fn receive_begin(control: &OwnedFd) -> Result<Received, ConfineError> {
@@ -126,12 +135,13 @@ fn receive_begin(control: &OwnedFd) -> Result<Received, ConfineError> {
     let ToRunner::Begin(begin) = message else {
         return Err(io::Error::from(io::ErrorKind::InvalidData)).step(STEP);
     };
-    let broker = begin.outside.and_then(|_| descriptors.pop());
+    let has_extra = begin.outside.is_some() || begin.network == Network::Shared;
+    let extra = if has_extra { descriptors.pop() } else { None };
     let always = descriptors
         .try_into()
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
         .step(STEP)?;
-    Ok((begin, always, broker))
+    Ok((begin, always, extra))
 }
 
 /// What follows changes the calling thread only, so there may be no other.

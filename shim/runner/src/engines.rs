@@ -45,11 +45,21 @@ const KEEP_RESIDENT: usize = 128 << 10;
 /// Stack of a guest's fiber: 512 KiB of it for wasm, the rest for host functions, whose overflow would abort the runner.
 const ASYNC_STACK: usize = 2 << 20;
 
+/// Whose code is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct EngineId {
+    /// The compatibility hash of the agent's engine, which names the folder of its code.
+    pub hash: String,
+    /// What its compiler was given, too.
+    pub salt: Option<Salt>,
+}
+
 /// The engines of one runner.
 pub struct Engines {
     /// Advances both engines' epochs.
     pub ticker: Ticker,
-    root: Root,
+    /// The folder of compiled code.
+    code: PathBuf,
     salt: Option<Salt>,
     on_demand: Engine,
     pooled: OnceLock<Result<Pooled, String>>,
@@ -95,7 +105,8 @@ impl Engines {
     ///
     /// # Errors
     /// This machine cannot run the engine at all.
-    pub fn new(root: Root, salt: Option<Salt>) -> wasmtime::Result<Arc<Self>> {
+    pub fn new(root: &Root, id: EngineId) -> wasmtime::Result<Arc<Self>> {
+        let EngineId { hash, salt } = id;
         let mut config = engine::config(salt.as_ref());
         config.async_stack_size(ASYNC_STACK);
         let on_demand = Engine::new(&config)?;
@@ -103,7 +114,7 @@ impl Engines {
         ticker.add(&on_demand);
         Ok(Arc::new(Self {
             ticker,
-            root,
+            code: root.path(layout::CODE).join(hash),
             salt,
             on_demand,
             pooled: OnceLock::new(),
@@ -163,7 +174,7 @@ impl Engines {
     }
 
     fn path(&self, digest: &str) -> PathBuf {
-        self.root.path(layout::CODE).join(format!("{digest}.cwasm"))
+        self.code.join(format!("{digest}.cwasm"))
     }
 
     /// Where the next instance of a command component is made.

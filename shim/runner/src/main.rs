@@ -4,7 +4,8 @@
 
 use copepod_net::Door;
 use copepod_runner::arguments::{Arguments, Place};
-use copepod_runner::pods::Pods;
+use copepod_runner::engines::EngineId;
+use copepod_runner::pods::{Pods, Settings};
 use copepod_runner::root::Root;
 use copepod_runner::{confine, server};
 use copepod_shim::protocol::{Hello, VERSIONS};
@@ -49,10 +50,12 @@ fn run() -> anyhow::Result<()> {
         Place::Unconfined { root, socket } => (UnixListener::bind(socket)?, Root::new(root), None),
     };
     let outside = outside.map(|(outside, broker)| Arc::new(Door::new(outside, broker)));
-    let hello = Hello { versions: VERSIONS, build, engine: arguments.engine };
+    let hello = Hello { versions: VERSIONS, build, engine: arguments.engine.clone() };
+    let engine = EngineId { hash: arguments.engine, salt: arguments.engine_salt };
+    let settings = Settings { engine, is_heir: arguments.is_heir };
     // This thread speaks to agents and nothing else; guests get threads of their own with the first pod.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pods = Pods::new(root, arguments.engine_salt, outside)?;
+    let pods = Pods::new(root, settings, outside)?;
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;

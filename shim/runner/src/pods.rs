@@ -11,28 +11,27 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use copepod_net::{Door, PodNet};
-use copepod_shim::engine::Salt;
 use copepod_shim::protocol::{
     Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
-    Failure, PodReport, PodSandbox, StartContainer, StopContainer,
+    Failure, PodReport, PodSandbox, Retire, StartContainer, StopContainer,
 };
+use copepod_shim::wire::MAX_DESCRIPTORS;
 use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
 
 use crate::code::Code;
 use crate::command;
 use crate::container::Container;
 use crate::cpu::TICK;
-use crate::engines::Engines;
+use crate::engines::{EngineId, Engines};
 use crate::exec;
 use crate::exit::End;
 use crate::guest::Stdio;
@@ -71,6 +70,19 @@ pub struct Pods {
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
     /// When a guest last ran on the agents' thread.
     first_slice: Mutex<Option<Instant>>,
+    /// Where all that runs here is served by another runner ([`Pods::retire`]).
+    retirement: watch::Sender<Retirement>,
+}
+
+/// ```text
+/// Working ──retire──▶ Leaving ──all is over──▶ Gone
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retirement {
+    Working,
+    /// Another runner serves what runs here; what was accepted before comes to its end.
+    Leaving,
+    Gone,
 }
 
 struct Pod {
@@ -79,8 +91,8 @@ struct Pod {
     /// Starts of one pod follow one another, so that two of one attempt are one.
     starting: Arc<tokio::sync::Mutex<()>>,
     attempts: HashMap<String, Attempt>,
-    /// Ends what serves the pod's published ports.
-    published: Vec<AbortOnDrop>,
+    /// The ports of the host that are served for it.
+    published: Vec<publish::Published>,
 }
 
 enum Attempt {
@@ -92,9 +104,19 @@ enum Attempt {
 struct Running {
     container: Arc<Container>,
     started_us: AtomicI64,
-    /// Unix milliseconds by which it is to be over.
-    stop: watch::Sender<Option<i64>>,
+    stop: watch::Sender<Option<Stopping>>,
     over: watch::Sender<bool>,
+    /// Its end is being recorded. Changed while the pods are locked.
+    ending: AtomicBool,
+}
+
+/// How an attempt is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stopping {
+    /// Unix milliseconds by which it is over.
+    by_ms: i64,
+    /// Another runner accepts on its listeners from now on.
+    handed_over: bool,
 }
 
 impl Running {
@@ -102,14 +124,26 @@ impl Running {
         &self.container.spec.id
     }
 
-    fn stop_by(&self, deadline_ms: i64) {
-        self.stop.send_if_modified(|deadline| {
-            let nearer = deadline.is_none_or(|earlier| deadline_ms < earlier);
+    fn stop_by(&self, by_ms: i64) {
+        self.stop.send_if_modified(|stopping| {
+            let nearer = stopping.is_none_or(|earlier| by_ms < earlier.by_ms);
             if nearer {
-                *deadline = Some(deadline_ms);
+                let handed_over = stopping.is_some_and(|earlier| earlier.handed_over);
+                *stopping = Some(Stopping { by_ms, handed_over });
             }
             nearer
         });
+    }
+
+    fn leave_by(&self, by_ms: i64) {
+        self.stop.send_replace(Some(Stopping { by_ms, handed_over: true }));
+    }
+
+    /// An HTTP component that goes on, as far as anybody knows.
+    fn can_be_handed_over(&self) -> bool {
+        matches!(&*self.container.code, Code::Http(_))
+            && self.stop.borrow().is_none()
+            && !self.ending.load(Ordering::Relaxed)
     }
 
     async fn over(&self) {
@@ -128,11 +162,20 @@ impl Beginning<'_> {
     fn tell(&self) {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(told) = told {
-            let at_us = now_us();
+            let at_us = self.running.container.spec.since_us.unwrap_or_else(now_us);
             self.running.started_us.store(at_us, Ordering::Relaxed);
             let _ = told.send(at_us);
         }
     }
+}
+
+/// What a runner is told once.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Whose code it loads.
+    pub engine: EngineId,
+    /// It begins beside another runner in the same tree, to take over what that one serves.
+    pub is_heir: bool,
 }
 
 impl Pods {
@@ -142,14 +185,17 @@ impl Pods {
     /// This machine cannot run the engine, or the records cannot be read.
     pub fn new(
         root: Root,
-        salt: Option<Salt>,
+        settings: Settings,
         door: Option<Arc<Door>>,
     ) -> anyhow::Result<Arc<Self>> {
         let records = Records::open(&root.path(copepod_shim::protocol::layout::EXITS))?;
-        let recorded: HashSet<_> = records.all().into_iter().map(|(id, _)| id.pod).collect();
-        last_words::sweep(&root, |pod| recorded.contains(pod));
+        // Beside a runner that lives, what speaks for nobody here is that one's.
+        if !settings.is_heir {
+            let recorded: HashSet<_> = records.all().into_iter().map(|(id, _)| id.pod).collect();
+            last_words::sweep(&root, |pod| recorded.contains(pod));
+        }
         Ok(Arc::new(Self {
-            engines: Engines::new(root.clone(), salt).map_err(anyhow::Error::from)?,
+            engines: Engines::new(&root, settings.engine)?,
             trust: Trust::new(&root),
             root,
             door,
@@ -158,6 +204,7 @@ impl Pods {
             pods: Mutex::default(),
             listeners: Mutex::default(),
             first_slice: Mutex::default(),
+            retirement: watch::Sender::new(Retirement::Working),
         }))
     }
 
@@ -212,6 +259,7 @@ impl Pods {
         // The pod's sockets are polled by the guests' threads.
         let runtime = self.runtime()?;
         let _entered = runtime.enter();
+        self.works()?;
         let mut pods = self.lock();
         if let Some(pod) = pods.get(&sandbox.pod) {
             return if pod.sandbox == sandbox {
@@ -232,12 +280,18 @@ impl Pods {
         Ok(Answer::Done)
     }
 
-    /// Starts an attempt, unless it was started before.
+    /// Starts an attempt, unless it was started before. `sockets`: those on which it listens in a runner that hands it over.
     ///
     /// # Errors
     /// Why it cannot be started; nothing is left of it then.
-    pub async fn start(self: &Arc<Self>, spec: StartContainer) -> Result<Answer, Failure> {
+    pub async fn start(
+        self: &Arc<Self>,
+        spec: StartContainer,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        self.works()?;
         let id = spec.id.clone();
+        let since_us = spec.since_us;
         let starting = self.lock().get(&id.pod).ok_or(Failure::NotFound)?.starting.clone();
         let _turn = starting.lock().await;
         if let Some(started) = self.already(&id)? {
@@ -262,14 +316,15 @@ impl Pods {
         let (stop, stopped) = watch::channel(None);
         let running = Arc::new(Running {
             container: container.clone(),
-            started_us: AtomicI64::new(now_us()),
+            started_us: AtomicI64::new(since_us.unwrap_or_else(now_us)),
             stop,
             over: watch::channel(false).0,
+            ending: AtomicBool::new(false),
         });
         let server = match &*container.code {
             Code::Http(_) => {
                 let _entered = runtime.enter();
-                Some(open_server(&container)?)
+                Some(open_server(&container, sockets)?)
             }
             _ => None,
         };
@@ -364,12 +419,23 @@ impl Pods {
 
     /// From the end of an attempt to everybody's knowing it: its ports and lines first, then the record, then the event.
     async fn finish(&self, running: &Running, end: End) {
+        let is_handed_over = {
+            let _pods = self.lock();
+            let is_handed_over = self.works().is_err();
+            running.ending.store(!is_handed_over, Ordering::Relaxed);
+            is_handed_over
+        };
         let container = &running.container;
         container.net.close_container(&container.name);
         if !end.message.is_empty() {
             container.log.note(&end.message);
         }
         container.log.flushed().await;
+        if is_handed_over {
+            // It goes on elsewhere, under the same name.
+            running.over.send_replace(true);
+            return;
+        }
         container.collect_last_words();
         let exit = Exit {
             code: end.code,
@@ -587,9 +653,110 @@ impl Pods {
         let listener = publish::listener(socket).map_err(refused)?;
         let mut pods = self.lock();
         let pod = pods.get_mut(pod).ok_or(Failure::NotFound)?;
-        let serving = runtime.spawn(publish::serve(listener, pod.net.clone(), port));
-        pod.published.push(AbortOnDrop(serving.abort_handle()));
+        let published = publish::Published::serve(&runtime, listener, pod.net.clone(), port);
+        pod.published.push(published.map_err(refused)?);
         Ok(Answer::Done)
+    }
+
+    /// The sockets on which an attempt listens, for a runner that goes on with it.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`]; [`Failure::Busy`] where it cannot be handed over.
+    pub fn hand_over(&self, id: &AttemptId) -> Result<(Answer, Vec<OwnedFd>), Failure> {
+        let pods = self.lock();
+        let pod = pods.get(&id.pod).ok_or(Failure::NotFound)?;
+        let running = match pod.attempts.get(&id.container) {
+            Some(Attempt::Running(running)) if running.id() == id => running,
+            _ => return Err(Failure::NotFound),
+        };
+        if !running.can_be_handed_over() {
+            return Err(Failure::Busy(format!(
+                "container {} is no HTTP component that goes on",
+                id.container
+            )));
+        }
+        let sockets = pod.net.listening_sockets(&id.container).map_err(no_descriptor)?;
+        let since_us = running.started_us.load(Ordering::Relaxed);
+        fitting(sockets).map(|sockets| (Answer::HandedOver { since_us }, sockets))
+    }
+
+    /// The ports of the host that are served for a pod, with their sockets.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`]; [`Failure::Busy`] where they are too many for a frame.
+    pub fn hand_over_published(&self, pod: &str) -> Result<(Answer, Vec<OwnedFd>), Failure> {
+        let pods = self.lock();
+        let published = &pods.get(pod).ok_or(Failure::NotFound)?.published;
+        let ports = published.iter().map(|published| published.port).collect();
+        let sockets: std::io::Result<Vec<_>> =
+            published.iter().map(|published| published.socket.try_clone()).collect();
+        fitting(sockets.map_err(no_descriptor)?).map(|sockets| (Answer::Published(ports), sockets))
+    }
+
+    /// Leaves all that runs here to another runner, which serves it already.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] where not all that runs here, and nothing else, is in the list: then nothing has changed.
+    pub fn retire(self: &Arc<Self>, retire: &Retire) -> Result<Answer, Failure> {
+        let runtime = self.runtime()?;
+        let mut leaving = Vec::new();
+        {
+            let mut pods = self.lock();
+            let running = |attempt: &Attempt| match attempt {
+                Attempt::Running(running) => Some(running.clone()),
+                Attempt::Exited { .. } => None,
+            };
+            let here: Vec<_> =
+                pods.values().flat_map(|pod| pod.attempts.values()).filter_map(running).collect();
+            let asked: HashSet<&AttemptId> = retire.attempts.iter().collect();
+            let as_asked = here.iter().all(|it| it.can_be_handed_over() && asked.contains(it.id()));
+            if !as_asked || here.len() != asked.len() {
+                return Err(Failure::Busy("something else runs here than was handed over".into()));
+            }
+            if !self.records.all().is_empty() {
+                return Err(Failure::Busy("an exit is not acknowledged yet".into()));
+            }
+            // Before anything can end: its end is nobody's news any more.
+            self.retirement.send_replace(Retirement::Leaving);
+            for running in &here {
+                running.container.net.share_listeners(&running.container.name);
+                running.leave_by(retire.deadline_ms);
+            }
+            for pod in pods.values_mut() {
+                leaving.append(&mut pod.published);
+            }
+            leaving.iter().for_each(publish::Published::leave);
+            let pods = self.clone();
+            let deadline = until(retire.deadline_ms).unwrap_or_default();
+            runtime.spawn(async move {
+                let all = async {
+                    for running in here {
+                        running.over().await;
+                    }
+                    for published in &mut leaving {
+                        published.over().await;
+                    }
+                };
+                let _ = tokio::time::timeout(deadline, all).await;
+                pods.retirement.send_replace(Retirement::Gone);
+            });
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Resolves once this runner has retired and nothing of it is left.
+    pub async fn gone(&self) {
+        let gone = |it: &Retirement| *it == Retirement::Gone;
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.retirement.subscribe().wait_for(gone).await;
+    }
+
+    /// Nothing new is taken on by a runner that has retired.
+    fn works(&self) -> Result<(), Failure> {
+        match *self.retirement.borrow() {
+            Retirement::Working => Ok(()),
+            _ => Err(Failure::Busy("this runner has left its pods to another one".into())),
+        }
     }
 
     /// Whether the runner may end.
@@ -604,13 +771,17 @@ impl Pods {
     }
 }
 
-/// A task that ends when its owner is gone.
-struct AbortOnDrop(AbortHandle);
+fn no_descriptor(error: std::io::Error) -> Failure {
+    Failure::Busy(format!("a socket cannot be handed over: {error}"))
+}
 
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
+/// As many as a frame takes.
+fn fitting(sockets: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failure> {
+    if sockets.len() > MAX_DESCRIPTORS {
+        let why = format!("{} sockets are more than can be handed over", sockets.len());
+        return Err(Failure::Busy(why));
     }
+    Ok(sockets)
 }
 
 /// Refuses what could never be opened, before anything runs.
@@ -629,41 +800,50 @@ fn check_directories(container: &Container) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open_server(container: &Arc<Container>) -> Result<http::Server, Failure> {
+/// Serves it on its ports: on `sockets`, where another runner has handed it over.
+fn open_server(container: &Arc<Container>, sockets: Vec<OwnedFd>) -> Result<http::Server, Failure> {
     let mut ports: Vec<u16> =
         container.spec.ports.iter().filter(|port| !port.udp).map(|port| port.port).collect();
     if ports.is_empty() {
         ports.push(DEFAULT_HTTP_PORT);
     }
+    let refused = |message: String| {
+        container.net.close_container(&container.name);
+        Failure::Refused { reason: "CreateContainerError".into(), message }
+    };
     let mut listeners = Vec::new();
-    for port in ports {
-        match container.net.listen(&container.name, port) {
-            Ok(opened) => listeners.extend(opened),
-            Err(error) => {
-                container.net.close_container(&container.name);
-                return Err(Failure::Refused {
-                    reason: "CreateContainerError".into(),
-                    message: format!("port {port} cannot be served: {error}"),
-                });
-            }
+    if sockets.is_empty() {
+        for port in ports {
+            let opened = container.net.listen(&container.name, port);
+            listeners.extend(
+                opened
+                    .map_err(|error| refused(format!("port {port} cannot be served: {error}")))?,
+            );
+        }
+    } else {
+        for socket in sockets {
+            let listener = container.net.go_on_listening(&container.name, socket);
+            listeners.push(listener.map_err(|error| refused(error.to_string()))?);
         }
     }
     Ok(http::serve(container.clone(), listeners, &container.spec.http))
 }
 
 /// Serves until it ends by itself or is drained.
-async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<i64>>) -> End {
+async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<Stopping>>) -> End {
     let done = AssertUnwindSafe(server.done()).catch_unwind();
     let mut done = std::pin::pin!(done);
     loop {
         tokio::select! {
             end = &mut done => return end.unwrap_or_else(|_| End::with(134)),
             Ok(()) = stopped.changed() => {
-                let deadline = *stopped.borrow_and_update();
-                match deadline.map(until) {
-                    Some(Some(wait)) => server.drain(Instant::now() + wait),
-                    Some(None) => server.stop(),
-                    None => {}
+                let Some(Stopping { by_ms, handed_over }) = *stopped.borrow_and_update() else {
+                    continue;
+                };
+                match until(by_ms) {
+                    Some(wait) if handed_over => server.leave(Instant::now() + wait),
+                    Some(wait) => server.drain(Instant::now() + wait),
+                    None => server.stop(),
                 }
             }
         }
@@ -673,7 +853,7 @@ async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<i64>>)
 /// Runs a program until it ends by itself or is stopped.
 async fn run(
     container: &Arc<Container>,
-    mut stopped: watch::Receiver<Option<i64>>,
+    mut stopped: watch::Receiver<Option<Stopping>>,
     begun: impl FnOnce() + Send,
 ) -> End {
     let stdio = || Stdio::of_container(container);
@@ -686,15 +866,15 @@ async fn run(
 
 /// Resolves once the program is to be dropped: WASI has no signal that could ask it to end by itself. From the stop on nobody new is
 /// let in, and who was is answered; without callers it is over at once, and at the deadline in any case.
-async fn stop(container: &Container, stopped: &mut watch::Receiver<Option<i64>>) -> End {
+async fn stop(container: &Container, stopped: &mut watch::Receiver<Option<Stopping>>) -> End {
     // Where nobody can stop it any more, it is not stopped.
     let Ok(()) = stopped.wait_for(Option::is_some).await.map(drop) else {
         return std::future::pending().await;
     };
     let mut answered = std::pin::pin!(container.net.see_callers_off(&container.name));
     loop {
-        let deadline = *stopped.borrow_and_update();
-        let Some(left) = deadline.and_then(until) else { return End::killed() };
+        let stopping = *stopped.borrow_and_update();
+        let Some(left) = stopping.and_then(|it| until(it.by_ms)) else { return End::killed() };
         tokio::select! {
             biased;
             () = &mut answered => return End::stopped(),

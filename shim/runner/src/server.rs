@@ -44,6 +44,7 @@ pub async fn serve(listener: UnixListener, pods: Arc<Pods>, hello: Hello, agent_
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = end.notified() => return,
+            () = pods.gone() => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -146,9 +147,9 @@ async fn hear(
         let (sender, pods, end) = (sender.clone(), pods.clone(), end.clone());
         tokio::spawn(async move {
             let is_last = asked.request == Request::Exit;
-            let (result, descriptor) = answer(&pods, asked.request, descriptors).await;
+            let (result, descriptors) = answer(&pods, asked.request, descriptors).await;
             let is_over = is_last && result.is_ok();
-            reply(&sender, asked.id, result, descriptor).await;
+            reply(&sender, asked.id, result, descriptors).await;
             if is_over {
                 end.notify_one();
             }
@@ -161,34 +162,44 @@ async fn answer(
     pods: &Arc<Pods>,
     request: Request,
     descriptors: Vec<OwnedFd>,
-) -> (Result<Answer, Failure>, Option<OwnedFd>) {
+) -> (Result<Answer, Failure>, Vec<OwnedFd>) {
     let result = match request {
         Request::CreatePod(sandbox) => pods.create(sandbox),
-        Request::Start(spec) => pods.start(*spec).await,
+        Request::Start(spec) => pods.start(*spec, descriptors).await,
         Request::Stop(stop) => pods.stop(&stop),
         Request::RemovePod { pod } => Ok(pods.remove(&pod).await),
         Request::List => Ok(Answer::List(pods.list())),
         Request::Acknowledge(id) => Ok(pods.acknowledge(&id)),
         Request::Exec(exec) => pods.exec(exec, descriptors).await,
-        Request::Dial { pod, port } => match pods.dial(&pod, port).await {
-            Ok(descriptor) => return (Ok(Answer::Descriptor), Some(descriptor)),
-            Err(failure) => Err(failure),
-        },
+        Request::Dial { pod, port } => {
+            return split(pods.dial(&pod, port).await.map(|it| (Answer::Descriptor, vec![it])));
+        }
         Request::Publish { pod, port } => pods.publish(&pod, port, descriptors),
+        Request::HandOver(id) => return split(pods.hand_over(&id)),
+        Request::HandOverPublished { pod } => return split(pods.hand_over_published(&pod)),
+        Request::Retire(retire) => pods.retire(&retire),
         Request::Stats => Ok(Answer::Stats(pods.stats())),
         Request::Exit => pods.may_end(),
         Request::Unknown => Err(Failure::Unsupported),
     };
-    (result, None)
+    (result, Vec::new())
+}
+
+fn split(
+    answered: Result<(Answer, Vec<OwnedFd>), Failure>,
+) -> (Result<Answer, Failure>, Vec<OwnedFd>) {
+    match answered {
+        Ok((answer, descriptors)) => (Ok(answer), descriptors),
+        Err(failure) => (Err(failure), Vec::new()),
+    }
 }
 
 async fn reply(
     sender: &FrameSender,
     id: u64,
     result: Result<Answer, Failure>,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 ) {
-    let descriptors: Vec<OwnedFd> = descriptor.into_iter().collect();
     let frame = FromRunner::Reply { id, result };
     match sender.send(&frame, &descriptors).await {
         // A list of thousands of backtraces: the codes matter more than the last words.

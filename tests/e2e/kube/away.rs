@@ -37,8 +37,12 @@ impl Load {
             let mut kept = kept.collect::<Result<Vec<_>, _>>()?;
             while !is_over.load(Ordering::Relaxed) {
                 for (kept, address) in kept.iter_mut().zip(&addresses) {
-                    for answer in [kept.get("/"), get(*address, "/")] {
-                        match answer.map_err(failed)?.status {
+                    for (is_kept, answer) in [(true, kept.get("/")), (false, get(*address, "/"))] {
+                        let answer = answer.map_err(failed)?;
+                        if is_kept && answer.is_last() {
+                            *kept = Connection::open(*address).map_err(failed)?;
+                        }
+                        match answer.status {
                             200 => count.fetch_add(1, Ordering::Relaxed),
                             other => return Err(format!("status {other}")),
                         };

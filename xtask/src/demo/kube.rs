@@ -22,8 +22,9 @@ use crate::cache::{Cache, checkout};
 use crate::kube::{Set, bring};
 
 const NAME: &str = "edge-1";
-/// The Deployments of examples/ that are shown: one that serves, and one that has a main, for `kubectl exec`.
-const DEPLOYMENTS: [&str; 2] = ["hello-http", "probe"];
+/// The Deployments of examples/ that are shown, and their namespaces: one that serves, and one that has a main, for `kubectl exec`.
+const DEPLOYMENTS: [(&str, &str); 2] = [("hello-http", "default"), ("probe", TOOLS)];
+const TOOLS: &str = "tools";
 /// How many pods the first is scaled to.
 const MANY: usize = 50;
 /// How long requests go on between two things that happen to the agent.
@@ -56,7 +57,7 @@ pub(super) fn show(node: Node, programs: &Programs, took: &Took) -> Result<()> {
         took.step("start a registry on loopback", || Registry::start(&node.built().registry))?;
     let place = registry.address().to_string();
     took.step("pack the guests and push them", || {
-        DEPLOYMENTS.iter().try_for_each(|guest| super::push(&node, guest, &place))
+        DEPLOYMENTS.iter().try_for_each(|(guest, _)| super::push(&node, guest, &place))
     })?;
     let cluster =
         took.step("start etcd, kube-apiserver, kube-controller-manager, kube-scheduler", || {
@@ -76,7 +77,7 @@ pub(super) fn show(node: Node, programs: &Programs, took: &Took) -> Result<()> {
 impl Show<'_> {
     fn join(&self) -> Result<Running> {
         self.took.step("a machine becomes a node", || {
-            let running = self.start()?;
+            let running = self.start(&[])?;
             println!("  $ kubectl certificate approve csr-...");
             approve_serving(&self.cluster, &self.node, NAME);
             print!("{}", self.kubectl(&["get", "nodes", "--output", "wide"]));
@@ -85,11 +86,14 @@ impl Show<'_> {
     }
 
     /// The node's process: as it is started first, and again wherever it was killed.
-    fn start(&self) -> Result<Running> {
+    fn start(&self, more: &[&str]) -> Result<Running> {
         let bootstrap = self.cluster.bootstrap_kubeconfig()?;
         let arguments = ["--bootstrap-kubeconfig", text(&bootstrap), "--node-name", NAME];
-        println!("  $ copepod node --bootstrap-kubeconfig bootstrap.conf --node-name {NAME} &");
-        let running = Running::start(&self.node, &arguments);
+        let shown = more.iter().map(|word| format!(" {word}")).collect::<String>();
+        println!(
+            "  $ copepod node --bootstrap-kubeconfig bootstrap.conf --node-name {NAME}{shown} &"
+        );
+        let running = Running::start(&self.node, &[&arguments, more].concat());
         let get = || self.get(&["node", NAME]);
         until_it_is("the node to be ready", get, is_ready, |node| {
             format!("{}\n{}", node["status"], running.log())
@@ -99,18 +103,20 @@ impl Show<'_> {
 
     fn deploy(&self, place: &str) -> Result<()> {
         self.took.step("two Deployments: pulled, compiled, started, ready", || {
-            for name in DEPLOYMENTS {
+            self.kubectl(&["create", "namespace", TOOLS]);
+            for (name, namespace) in DEPLOYMENTS {
                 let file = checkout().join("examples").join(name).join("deployment.yaml");
                 let manifest = std::fs::read_to_string(file)?.replace(NAMED, place);
-                self.kubectl(&["apply", "--filename", &self.node.write(name, manifest)]);
-                self.rolled_out(name);
+                let manifest = self.node.write(name, manifest);
+                self.kubectl(&["apply", "--namespace", namespace, "--filename", &manifest]);
+                self.rolled_out(name, namespace);
             }
             print!("{}", self.kubectl(&["get", "pods", "--output", "wide"]));
             Ok(())
         })?;
         self.took.step(&format!("scale to {MANY}, all ready"), || {
             self.kubectl(&["scale", "deployment/hello-http", &format!("--replicas={MANY}")]);
-            self.rolled_out("hello-http");
+            self.rolled_out("hello-http", "default");
             Ok(())
         })?;
         self.took.step("ask each of them by its own address", || {
@@ -128,28 +134,23 @@ impl Show<'_> {
     /// What people look at a cluster with.
     fn look(&self) -> Result<()> {
         self.took.step("kubectl logs, exec and top", || {
-            print!("{}", self.kubectl(&["logs", "deployment/probe"]));
-            print!(
-                "{}",
-                self.kubectl(&[
-                    "exec",
-                    "deployment/probe",
-                    "--",
-                    "probe",
-                    "cannot-read /etc/passwd"
-                ])
-            );
+            let tools = |arguments: &[&str]| {
+                let arguments = [&["--namespace", TOOLS], arguments].concat();
+                print!("{}", self.kubectl(&arguments));
+            };
+            tools(&["logs", "deployment/probe"]);
+            tools(&["exec", "deployment/probe", "--", "probe", "cannot-read /etc/passwd"]);
             until_it_is(
                 "metrics-server to have seen the pods twice",
                 || {
                     self.cluster.assert_well();
-                    self.cluster.kubectl(&["top", "pods", "--selector", "app=probe"])
+                    self.cluster.kubectl(&["--namespace", TOOLS, "top", "pods"])
                 },
                 |told| told.code == Some(0) && told.stdout.contains("probe"),
                 |told| format!("{}{}", told.stdout, told.stderr),
             );
             print!("{}", self.kubectl(&["top", "nodes"]));
-            print!("{}", self.kubectl(&["top", "pods", "--selector", "app=probe"]));
+            tools(&["top", "pods"]);
             Ok(())
         })
     }
@@ -159,6 +160,7 @@ impl Show<'_> {
         let took = self.took;
         let mut running = Some(running);
         let addresses = self.addresses();
+        let old = self.node.runners();
         let met = took.step("kill the agent twice and upgrade it, under load", || {
             while_asked(&addresses, || {
                 for next in [None, None, Some("the-next-version")] {
@@ -171,16 +173,17 @@ impl Show<'_> {
                         self.node.upgrade(next);
                     }
                     std::thread::sleep(BETWEEN);
-                    running = Some(self.start()?);
+                    running = Some(self.start(next.map_or(&[], |_| &["--max-runner-age", "2s"]))?);
                 }
-                // New pods are the new program's, beside the old ones.
+                // New pods are the new program's, and so are the old ones soon: those that serve are handed over, and the program is
+                // evicted and made again.
                 self.kubectl(&[
                     "scale",
                     "deployment/hello-http",
                     &format!("--replicas={}", MANY + 5),
                 ]);
-                self.rolled_out("hello-http");
-                Ok(())
+                self.rolled_out("hello-http", "default");
+                self.old_build_gone(&old)
             })
         })?;
         let restarts: u64 = self
@@ -192,15 +195,25 @@ impl Show<'_> {
         println!(
             "  {answered} requests answered, {failed} failed, {restarts} containers restarted"
         );
-        println!("  runners: {}, of two builds", self.node.runners().len());
         ensure!(failed == 0, "{failed} requests failed");
         ensure!(restarts == 0, "{restarts} containers were restarted");
         running.context("it was started again")
     }
 
+    /// Waits until none of these runners is left.
+    fn old_build_gone(&self, old: &[u32]) -> Result<()> {
+        until("the older build's runners to end", || {
+            let runners = self.node.runners();
+            (!runners.is_empty() && !runners.iter().any(|it| old.contains(it))).then_some(())
+        });
+        println!("  no runner of the older build is left");
+        Ok(())
+    }
+
     fn leave(&self, running: Running) -> Result<()> {
         self.took.step("delete everything, and look for what was left behind", || {
             self.kubectl(&["delete", "deployment", "--all"]);
+            self.kubectl(&["delete", "namespace", TOOLS]);
             until("the pods to be gone", || self.pods().is_empty().then_some(()));
             self.kubectl(&["delete", "node", NAME]);
             drop(running);
@@ -213,13 +226,14 @@ impl Show<'_> {
         Ok(())
     }
 
-    fn rolled_out(&self, name: &str) {
+    fn rolled_out(&self, name: &str, namespace: &str) {
         let deployment = format!("deployment/{name}");
-        print!("{}", self.kubectl(&["rollout", "status", &deployment, "--timeout=120s"]));
+        let status = ["rollout", "status", &deployment, "--timeout=120s", "--namespace", namespace];
+        print!("{}", self.kubectl(&status));
     }
 
     fn pods(&self) -> Vec<Value> {
-        self.get(&["pods"])["items"].as_array().cloned().unwrap_or_default()
+        self.get(&["pods", "--all-namespaces"])["items"].as_array().cloned().unwrap_or_default()
     }
 
     /// Where the pods of the Deployment that serves are.

@@ -108,6 +108,24 @@ pub const API_REQUESTS: Metric = metric(
     Kind::Counter,
     "Number of HTTP requests, partitioned by status code, method, and host",
 );
+/// No labels.
+pub const OUTDATED_RUNNERS: Metric = metric(
+    "copepod_outdated_runners",
+    Kind::Gauge,
+    "Number of runners of another build than the node's own",
+);
+/// No labels.
+pub const OUTDATED_PODS: Metric = metric(
+    "copepod_outdated_pods",
+    Kind::Gauge,
+    "Number of pods in runners of another build than the node's own",
+);
+/// No labels.
+pub const PATCH_GAP: Metric = metric(
+    "copepod_patch_gap_seconds",
+    Kind::Gauge,
+    "Seconds since the node is of this build while pods run in runners of another one; 0 where none does",
+);
 /// `probe_type`, `result`, `container`, `pod`, `namespace`, `pod_uid`.
 pub const PROBES: Metric = Metric {
     name: "prober_probe_total",

@@ -56,6 +56,11 @@ impl Server {
         self.0.drain(by.into());
     }
 
+    /// [`Server::drain`], where another runner accepts on the listeners from now on.
+    pub fn leave(&self, by: impl Into<Instant>) {
+        self.0.leave(by.into());
+    }
+
     /// Drops everything now.
     pub fn stop(&self) {
         self.0.stop();

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use copepod_net::{Listener, PodStream};
 use copepod_shim::protocol::HttpSettings;
 use futures::FutureExt;
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -66,6 +66,10 @@ const SMALL: u64 = 4 << 10;
 /// How long a connection without a request is kept while draining: what was sent before the client could know is served.
 const LINGER: Duration = Duration::from_millis(100);
 
+/// The same where another runner accepts in this one's place: nobody waits for the end, and a client that comes back within this time
+/// is told in an answer, where it might otherwise have sent a request that nobody reads.
+const LINGER_BEHIND_ANOTHER: Duration = Duration::from_secs(5);
+
 /// A pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -88,8 +92,8 @@ pub(crate) struct Settings {
 pub(crate) enum Phase {
     /// Listening.
     Serving,
-    /// No new connection; requests in work go on until then.
-    Draining { by: Instant },
+    /// No new connection; requests in work go on until then. `shared`: another runner accepts on the listeners, which stay as they are.
+    Draining { by: Instant, shared: bool },
     /// Everything is dropped.
     Stopped,
 }
@@ -134,8 +138,13 @@ impl<G: Guests> Shared<G> {
         let moved = self.phase.send_if_modified(|phase| {
             let next = match (*phase, to) {
                 (Phase::Stopped, _) | (_, Phase::Serving) => return false,
-                (Phase::Draining { by: old }, Phase::Draining { by: new }) if new >= old => {
+                (Phase::Draining { by: old, .. }, Phase::Draining { by: new, .. })
+                    if new >= old =>
+                {
                     return false;
+                }
+                (Phase::Draining { shared, .. }, Phase::Draining { by, .. }) => {
+                    Phase::Draining { by, shared }
                 }
                 (_, next) => next,
             };
@@ -158,7 +167,7 @@ async fn finish<G: Guests>(shared: Arc<Shared<G>>) {
         let phase = *shared.phase.borrow();
         let over = async {
             match phase {
-                Phase::Draining { by } => tokio::time::sleep_until(by).await,
+                Phase::Draining { by, .. } => tokio::time::sleep_until(by).await,
                 Phase::Serving | Phase::Stopped => std::future::pending().await,
             }
         };
@@ -223,7 +232,12 @@ impl<G: Guests> Serving<G> {
     /// Stops listening, lets requests in work end, and drops what is left at the deadline. A later call may only bring
     /// the deadline nearer.
     pub(crate) fn drain(&self, by: Instant) {
-        self.shared.advance(Phase::Draining { by });
+        self.shared.advance(Phase::Draining { by, shared: false });
+    }
+
+    /// [`Serving::drain`], where another runner accepts on the listeners from now on: they are let go of as they are.
+    pub(crate) fn leave(&self, by: Instant) {
+        self.shared.advance(Phase::Draining { by, shared: true });
     }
 
     /// Drops everything now.
@@ -346,7 +360,12 @@ async fn accept<G: Guests>(
             None => break,
         }
     }
-    if *phase.borrow() != Phase::Stopped {
+    let last = *phase.borrow();
+    if let Phase::Draining { shared: true, .. } = last {
+        // Who stands in the backlog is the other runner's.
+        return;
+    }
+    if last != Phase::Stopped {
         listener.turn_away().await;
     }
     // Who stands in the backlog has been told by the kernel that it is connected: it is served, too.
@@ -402,6 +421,8 @@ struct Tally {
     frames: AtomicU32,
     /// Responses of which a frame was handed over and the next not yet asked for: the client is to read.
     unread: AtomicU32,
+    /// The connection is being closed: an answer says so.
+    closing: AtomicBool,
     /// What HTTP/2 is charged, from its first request on.
     http_2: OnceLock<Charge>,
 }
@@ -445,7 +466,12 @@ async fn connection<G: Guests>(
             tally.begun.fetch_add(1, Ordering::Relaxed);
             tally.in_work.fetch_add(1, Ordering::Relaxed);
             let counted = Counted(tally);
-            let (response, held) = booked(&shared, local, request, &counted.0).await;
+            let is_http_1 = request.version() < Version::HTTP_2;
+            let (mut response, held) = booked(&shared, local, request, &counted.0).await;
+            if is_http_1 && counted.0.closing.load(Ordering::Relaxed) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
             Ok::<_, Infallible>(response.map(|body| {
                 let (unread, _held) = (false, held);
                 CountedBody { body, unread, counted, _held }
@@ -475,10 +501,18 @@ async fn connection<G: Guests>(
                 if std::mem::replace(&mut closing, true) {
                     continue;
                 }
+                let linger = match *phase.borrow() {
+                    Phase::Draining { by, shared: true } => {
+                        let left = by.saturating_duration_since(Instant::now());
+                        LINGER_BEHIND_ANOTHER.min(left / 2)
+                    }
+                    _ => LINGER,
+                };
+                tally.closing.store(true, Ordering::Relaxed);
                 if tally.in_work.load(Ordering::Relaxed) > 0 {
                     http.as_mut().graceful_shutdown();
                 } else {
-                    clock.as_mut().reset(Instant::now() + LINGER);
+                    clock.as_mut().reset(Instant::now() + linger);
                     tokio::select! {
                         biased;
                         _ = http.as_mut() => break,

@@ -38,9 +38,15 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::create_dir(folder.path().join("code")).expect("made");
-        let child = spawn(folder.path());
+        std::fs::create_dir_all(folder.path().join("code").join(ENGINE)).expect("made");
+        let child = spawn(folder.path(), SOCKET, &[]);
         Self { child, folder }
+    }
+
+    /// A second runner in the same folder, to take over from this one.
+    pub(crate) fn start_heir(&self) -> Heir {
+        let socket = "runner.2.sock";
+        Heir { child: spawn(self.root(), socket, &["--heir"]), socket: self.root().join(socket) }
     }
 
     /// As if it had crashed: a successor in the same folder.
@@ -48,7 +54,7 @@ impl Runner {
         self.child.kill().expect("killed");
         self.child.wait().expect("reaped");
         let _ = std::fs::remove_file(self.folder.path().join("runner.sock"));
-        self.child = spawn(self.folder.path());
+        self.child = spawn(self.folder.path(), SOCKET, &[]);
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -58,7 +64,7 @@ impl Runner {
     /// Compiles a guest into the runner's `/code`; its digest.
     pub(crate) fn compile(&self, guest: &[u8]) -> String {
         let digest = hex(&Sha256::digest(guest));
-        let path = self.root().join("code").join(format!("{digest}.cwasm"));
+        let path = self.root().join("code").join(ENGINE).join(format!("{digest}.cwasm"));
         let mut compiler = Command::new(compiler())
             .arg(path)
             .stdin(Stdio::piped())
@@ -72,21 +78,7 @@ impl Runner {
     }
 
     pub(crate) async fn connect(&self) -> Agent {
-        let socket = self.root().join("runner.sock");
-        let stream = patiently(async {
-            loop {
-                match UnixStream::connect(&socket).await {
-                    Ok(stream) => return stream,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        })
-        .await;
-        let (sender, mut receiver) = wire::split(stream);
-        let hello = Hello { versions: VERSIONS, build: "test".into(), engine: "test".into() };
-        sender.send(&hello, &[]).await.expect("sent");
-        let (hello, _) = receiver.receive::<Hello>().await.expect("received");
-        Agent { sender, receiver, next: 0, events: Vec::new(), hello }
+        connect(&self.root().join(SOCKET)).await
     }
 
     /// With the tests' pod in it.
@@ -131,15 +123,61 @@ impl Drop for Runner {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+/// A second runner in another one's folder.
+pub(crate) struct Heir {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Heir {
+    pub(crate) async fn connect(&self) -> Agent {
+        connect(&self.socket).await
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("asked").is_none()
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn connect(socket: &Path) -> Agent {
+    let stream = patiently(async {
+        loop {
+            match UnixStream::connect(socket).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await;
+    let (sender, mut receiver) = wire::split(stream);
+    let hello = Hello { versions: VERSIONS, build: "test".into(), engine: "test".into() };
+    sender.send(&hello, &[]).await.expect("sent");
+    let (hello, _) = receiver.receive::<Hello>().await.expect("received");
+    Agent { sender, receiver, next: 0, events: Vec::new(), hello }
+}
+
+/// The runners' engine.
+const ENGINE: &str = "e";
+
+const SOCKET: &str = "runner.sock";
+
+fn spawn(folder: &Path, socket: &str, more: &[&str]) -> Child {
     // Another build of the runner can be tried by the same tests.
     let program = std::env::var_os("COPEPOD_RUNNER")
         .unwrap_or_else(|| env!("CARGO_BIN_EXE_copepod-runner").into());
     Command::new(program)
-        .args(["--unconfined", "--build", "b", "--engine", "e", "--root"])
+        .args(["--unconfined", "--build", "b", "--engine", ENGINE, "--root"])
         .arg(folder)
         .arg("--socket")
-        .arg(folder.join("runner.sock"))
+        .arg(folder.join(socket))
+        .args(more)
         .spawn()
         .expect("the runner starts")
 }
@@ -353,6 +391,7 @@ pub(crate) fn container(name: &str, code: &str, kind: Kind) -> StartContainer {
         termination_log: String::new(),
         termination_path: String::new(),
         stdin: false,
+        since_us: None,
     }
 }
 

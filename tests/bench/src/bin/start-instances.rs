@@ -147,5 +147,6 @@ fn container(id: AttemptId, code: &str) -> StartContainer {
         termination_log: format!("/rw/{POD}/app/termination"),
         termination_path: "/dev/termination-log".into(),
         stdin: false,
+        since_us: None,
     }
 }
