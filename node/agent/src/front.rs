@@ -32,6 +32,7 @@ use crate::causes::with_causes;
 use crate::owner::{Asked, Owner, Wake};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
+use crate::ports;
 use crate::serve::Clients;
 use crate::store::Stored;
 pub use crate::store::{PodObjects, PodToken};
@@ -350,6 +351,7 @@ impl Owner {
                         .to_owned(),
                 );
             }
+            refused.extend(ports::refused(self.performer.domains.host(), &pod, &node.denied_ports));
             if !refused.is_empty() {
                 return Err(refused);
             }

@@ -28,6 +28,7 @@ use crate::generation::Programs;
 use crate::node::NodeView;
 use crate::owner::Wake;
 use crate::pod::{Entry, ReadyImage, World};
+use crate::ports::Ports;
 use crate::runner::RequestError;
 use crate::sandbox::{self, SetUpFailed};
 use crate::store::Store;
@@ -46,6 +47,8 @@ pub(crate) struct Performer {
     pub(crate) config: AgentConfig,
     pub(crate) programs: Programs,
     pub(crate) domains: Arc<Domains>,
+    /// Ports of the machine that lead to pods.
+    pub(crate) ports: Ports,
     pub(crate) images: Arc<copepod_image::Images>,
     pub(crate) node: NodeView,
     pub(crate) wake: mpsc::Sender<Wake>,
