@@ -4,7 +4,7 @@
 
 use copepod_tests::http::get;
 use copepod_tests::manifest::{With, container, pod, probe};
-use copepod_tests::node::status;
+use copepod_tests::node::{is_ready, status};
 use copepod_tests::wait::{until, until_it_is};
 use serde_json::{Value, json};
 
@@ -80,6 +80,51 @@ fn kubectl_reads_logs_and_runs_programs_in_a_pod() {
     // A component ends with 0 or 1.
     assert_eq!(node.cluster.kubectl(&exit).code, Some(1));
     assert_eq!(node.denials(), Vec::<String>::new());
+}
+
+/// A page of the kubelet's API, as the API server hands it through.
+fn page(node: &Joined, path: &str) -> String {
+    let path = format!("/api/v1/nodes/{}/proxy/{path}", node.name);
+    node.cluster.kubectl(&["get", "--raw", &path]).stdout
+}
+
+#[test]
+fn probes_are_counted_by_their_results_as_long_as_there_is_the_pod() {
+    let node = Joined::start("pods-probed", &["hello-http"]);
+    let probed = |path: &str| json!({ "httpGet": { "path": path, "port": 8080 }, "periodSeconds": 1, "failureThreshold": 1000 });
+    let app = container("app", "hello-http").with("/readinessProbe", probed("/")).with(
+        "/livenessProbe",
+        json!({ "tcpSocket": { "port": 9 }, "periodSeconds": 1, "failureThreshold": 1000 }),
+    );
+    node.apply(&[pod("probed", [app]), pod("silent", [container("app", "hello-http")])]);
+    node.wait("probed", "ready", is_ready);
+    node.wait("silent", "ready", is_ready);
+    node.approve_serving();
+    let uid = node.get("pod", "probed")["metadata"]["uid"].as_str().expect("a UID").to_owned();
+
+    let count = |kind: &str, result: &str| -> Option<u32> {
+        let page = page(&node, "metrics/probes");
+        let of = format!(
+            "container=\"app\",namespace=\"{}\",pod=\"probed\",probe_type=\"{kind}\",pod_uid=\"{uid}\",result=\"{result}\"",
+            node.name
+        );
+        let line =
+            page.lines().find_map(|it| it.strip_prefix(&format!("prober_probe_total{{{of}}} ")));
+        line.and_then(|number| number.parse().ok())
+    };
+    until("several probes that passed", || count("Readiness", "successful").filter(|it| *it > 2));
+    until("several probes that failed", || count("Liveness", "failed").filter(|it| *it > 2));
+
+    let shown = page(&node, "metrics/probes");
+    let took = format!(
+        "prober_probe_duration_seconds_count{{container=\"app\",namespace=\"{}\",pod=\"probed\",probe_type=\"Readiness\"}}",
+        node.name
+    );
+    assert!(shown.contains(&took) && !shown.contains("silent"), "{shown}");
+    node.kubectl(&["delete", "pod", "probed"]);
+    until("nothing to be told of it", || {
+        (!page(&node, "metrics/probes").contains(&uid)).then_some(())
+    });
 }
 
 #[test]
