@@ -35,26 +35,10 @@ static BY_PATTERN: LazyLock<HashMap<String, &'static Field>> = LazyLock::new(|| 
 pub fn check(pod: &Pod) -> Vec<Refusal> {
     let mut wrong = Vec::new();
     // Serialising our own types into a tree of values fails for no pod: their maps have text for keys.
-    if let Some(Ok(mut spec)) = pod.spec.as_ref().map(serde_json::to_value) {
-        if spec["hostNetwork"] == true {
-            take_host_ports_for_the_containers(&mut spec);
-        }
+    if let Some(Ok(spec)) = pod.spec.as_ref().map(serde_json::to_value) {
         walk(&spec, "spec", "spec", &mut wrong);
     }
     wrong
-}
-
-/// In the host's network each port is one of the host, and the API server says so in every pod.
-fn take_host_ports_for_the_containers(spec: &mut Value) {
-    for list in ["containers", "initContainers"] {
-        let containers = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-        let ports = containers.filter_map(|it| it.get_mut("ports")?.as_array_mut()).flatten();
-        for port in ports.filter_map(Value::as_object_mut) {
-            if port.get("hostPort") == port.get("containerPort") {
-                port.remove("hostPort");
-            }
-        }
-    }
 }
 
 /// The field of this pattern, or the one above it that speaks for all beneath.

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, fmt::Display, ops::RangeInclusive};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
+    host_ports,
     name::{is_dns_label, is_dns_subdomain, is_uid},
     refusal::Refusal,
 };
@@ -41,7 +42,10 @@ pub fn check(pod: &Pod) -> Vec<Refusal> {
         );
     }
     match &pod.spec {
-        Some(spec) => check_spec(spec, &mut wrong),
+        Some(spec) => {
+            check_spec(spec, &mut wrong);
+            check_host_ports(pod, &mut wrong);
+        }
         None => wrong.add("spec", "a pod needs a spec with containers"),
     }
     wrong.0
@@ -164,6 +168,16 @@ fn check_spec(spec: &PodSpec, wrong: &mut Wrong) {
         let path = format!("spec.containers[{i}]");
         wrong.unique(&format!("{path}.name"), &container.name, &mut names);
         containers::check(container, &path, false, spec, wrong);
+    }
+}
+
+/// Of the node's ports each is asked for once.
+fn check_host_ports(pod: &Pod, wrong: &mut Wrong) {
+    let asked = host_ports::of(pod);
+    for (i, port) in asked.iter().enumerate() {
+        if asked[..i].iter().any(|earlier| earlier.clashes(port)) {
+            wrong.add(&*port.field, format!("{port} of the node is there twice"));
+        }
     }
 }
 

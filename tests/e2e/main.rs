@@ -10,6 +10,8 @@ mod exits;
 mod limits;
 mod volumes;
 
+mod host_ports;
+
 mod crash;
 mod upgrade;
 

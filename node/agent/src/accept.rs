@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use crate::api::{AcceptedPod, Publish, Reply, RunPods};
 use crate::owner::Owner;
 use crate::pod::{Entry, World};
+use crate::ports;
 use crate::store::{PodObjects, Stored};
 
 /// A pod that passed every check and is not known yet.
@@ -52,6 +53,10 @@ impl Owner {
                     if !names.insert(name.clone()) {
                         refused.push(format!("pod {:?} is there twice", name.name));
                     }
+                    let here = self.pods.values().filter(|entry| !entry.life.is_over());
+                    let others = here.chain(candidates.iter().map(|it: &Candidate| &it.entry));
+                    let others = others.map(|entry| &entry.world.stored);
+                    refused.extend(ports::clashes(&candidate.entry.world.stored, others));
                     candidates.push(candidate);
                 }
                 Err(reasons) => refused.extend(reasons),
@@ -111,6 +116,10 @@ impl Owner {
             return Err(vec![format!(
                 "{prefix}a pod of this name is here already; `copepod stop {name}` ends and forgets it"
             )]);
+        }
+        let wrong = ports::refused(self.performer.domains.host(), &pod, &[]);
+        if !wrong.is_empty() {
+            return Err(wrong.into_iter().map(|it| format!("{prefix}{it}")).collect());
         }
         let named = References::of(&pod);
         let objects = PodObjects {

@@ -20,7 +20,7 @@ use copepod_domain::{Cidr, HostError, Surroundings, WayChange};
 use copepod_image::Listed;
 use copepod_node::Refusal;
 use copepod_node::annotations::NodeCeilings;
-use copepod_node::life::{PodEvent, PodLife};
+use copepod_node::life::{PodEvent, PodLife, ProbeKind};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::net::TcpStream;
@@ -32,6 +32,7 @@ use crate::causes::with_causes;
 use crate::owner::{Asked, Owner, Wake};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
+use crate::ports;
 use crate::serve::Clients;
 use crate::store::Stored;
 pub use crate::store::{PodObjects, PodToken};
@@ -59,6 +60,21 @@ pub struct PodNews {
     pub over: bool,
     /// What happened, oldest first.
     pub events: Vec<NewEvent>,
+    /// What its probes came to, oldest first.
+    pub probes: Vec<Probed>,
+}
+
+/// What one try of a probe came to. One that could not be made is none, as a kubelet counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Of which container.
+    pub container: String,
+    /// Which of its probes.
+    pub kind: ProbeKind,
+    /// Whether it passed.
+    pub passed: bool,
+    /// How long that took.
+    pub took: Duration,
 }
 
 /// Something that happened to a pod.
@@ -138,12 +154,14 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// Puts a pod's state in the place of an older one; events are added to those that nobody has taken.
+    /// Puts a pod's state in the place of an older one; what happened is added to what nobody has taken.
     fn put(&self, uid: &str, mut newest: PodNews) {
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(older) = news.remove(uid) {
             let events = std::mem::replace(&mut newest.events, older.events);
             newest.events.extend(events);
+            let probes = std::mem::replace(&mut newest.probes, older.probes);
+            newest.probes.extend(probes);
         }
         news.insert(uid.to_owned(), newest);
         self.fresh.notify_one();
@@ -308,6 +326,7 @@ impl Owner {
             status: entry.life.status(&entry.world.host_ips),
             over: entry.life.is_over(),
             events,
+            probes: entry.world.going_on.take_probed(),
         };
         self.board.put(uid, news);
     }
@@ -373,6 +392,7 @@ impl Owner {
                         .to_owned(),
                 );
             }
+            refused.extend(ports::refused(self.performer.domains.host(), &pod, &node.denied_ports));
             if !refused.is_empty() {
                 return Err(refused);
             }
@@ -458,6 +478,11 @@ fn refused_host_paths(pod: &Pod, allowed: &[PathBuf]) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn probed() -> Probed {
+        let (container, kind) = ("app".to_owned(), ProbeKind::Liveness);
+        Probed { container, kind, passed: true, took: Duration::ZERO }
+    }
+
     fn news(phase: &str, events: &[&str]) -> PodNews {
         let event = |reason: &&str| NewEvent {
             warning: false,
@@ -471,11 +496,12 @@ mod tests {
             status: PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() },
             over: false,
             events: events.iter().map(event).collect(),
+            probes: events.iter().map(|_| probed()).collect(),
         }
     }
 
     #[tokio::test]
-    async fn of_a_pods_states_the_newest_is_taken_and_of_its_events_all() {
+    async fn of_a_pods_states_the_newest_is_taken_and_of_its_events_and_probes_all() {
         let board = Board::default();
         board.put("a", news("Pending", &["Pulling", "Pulled"]));
         board.put("b", news("Pending", &[]));
@@ -486,6 +512,7 @@ mod tests {
         let reasons: Vec<_> = taken["a"].events.iter().map(|it| it.reason.as_str()).collect();
         assert_eq!(taken["a"].status.phase.as_deref(), Some("Running"));
         assert_eq!(reasons, ["Pulling", "Pulled", "Started"]);
+        assert_eq!(taken["a"].probes.len(), 3);
         assert_eq!(taken.len(), 2);
     }
 

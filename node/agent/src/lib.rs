@@ -24,6 +24,7 @@ mod node;
 mod owner;
 mod perform;
 mod pod;
+mod ports;
 mod recover;
 mod runner;
 mod sandbox;

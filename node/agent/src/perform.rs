@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use copepod_image::{Code, CollectPolicy, CompileError, Compiler, Image};
 use copepod_node::ContainerName;
-use copepod_node::life::{Action, Handler, PodEvent, ProbeResult, PullPolicy, Pulled};
+use copepod_node::life::{Action, Handler, PodEvent, ProbeKind, ProbeResult, PullPolicy, Pulled};
 use copepod_node::pull_secrets;
 use copepod_shim::protocol::{Answer, AttemptId, ExecContainer, Failure, Request, StopContainer};
 use jiff::Timestamp;
@@ -24,10 +24,12 @@ use crate::causes::with_causes;
 use crate::check::{self, Get};
 use crate::config::AgentConfig;
 use crate::domains::{Domains, Live};
+use crate::front::Probed;
 use crate::generation::Programs;
 use crate::node::NodeView;
 use crate::owner::Wake;
 use crate::pod::{Entry, ReadyImage, World};
+use crate::ports::Ports;
 use crate::runner::RequestError;
 use crate::sandbox::{self, SetUpFailed};
 use crate::store::Store;
@@ -46,6 +48,8 @@ pub(crate) struct Performer {
     pub(crate) config: AgentConfig,
     pub(crate) programs: Programs,
     pub(crate) domains: Arc<Domains>,
+    /// Ports of the machine that lead to pods.
+    pub(crate) ports: Ports,
     pub(crate) images: Arc<copepod_image::Images>,
     pub(crate) node: NodeView,
     pub(crate) wake: mpsc::Sender<Wake>,
@@ -125,7 +129,9 @@ impl Performer {
             }
             Action::Start { container, attempt } => self.start(world, container, attempt).await,
             Action::Probe { container, attempt, probe, handler, timeout } => {
+                let asked = Instant::now();
                 let result = self.probe(world, &container, attempt, &handler, timeout).await;
+                self.count(world, &container, probe, &result, asked.elapsed());
                 Some(PodEvent::ProbeDone { container, attempt, probe, result })
             }
             Action::Hook { container, attempt, hook, handler, deadline } => {
@@ -471,6 +477,26 @@ impl Performer {
         tokio::time::timeout(limit, tried).await.unwrap_or_else(|_| {
             ProbeResult::Failed(format!("no answer within {} s", limit.as_secs_f64()))
         })
+    }
+
+    /// Keeps a probe's result for a cluster's figures.
+    fn count(
+        &self,
+        world: &World,
+        container: &ContainerName,
+        kind: ProbeKind,
+        result: &ProbeResult,
+        took: Duration,
+    ) {
+        let passed = match result {
+            ProbeResult::Passed | ProbeResult::PassedWithWarning(_) => true,
+            ProbeResult::Failed(_) => false,
+            ProbeResult::Errored(_) => return,
+        };
+        if self.config.cluster.is_some() {
+            let container = container.to_string();
+            world.going_on.put_probed(Probed { container, kind, passed, took });
+        }
     }
 
     /// A connection to a port of the pod, as its clients make them.

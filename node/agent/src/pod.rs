@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::accept::is_on_host;
 use crate::api::{PodEventView, PodName, PodView};
-use crate::front::NewEvent;
+use crate::front::{NewEvent, Probed};
 use crate::logs;
 use crate::store::Stored;
 
@@ -132,6 +132,8 @@ pub(crate) struct GoingOn {
     pub(crate) images: Mutex<HashMap<String, std::sync::Arc<ReadyImage>>>,
     /// Published listeners until the runner has them.
     pub(crate) listeners: Mutex<Vec<(std::net::TcpListener, u16)>>,
+    /// What its probes came to, until a front is told.
+    probed: Mutex<Vec<Probed>>,
     /// Set by the owner once nothing of it will run again.
     pub(crate) over: std::sync::atomic::AtomicBool,
     /// Ends pulls and compiles of it.
@@ -141,6 +143,18 @@ pub(crate) struct GoingOn {
     pub(crate) files: Mutex<()>,
     /// Which revision of its objects is on disk; none: the pod is forgotten, and nothing of it is put there any more.
     pub(crate) kept: Mutex<Option<u64>>,
+}
+
+impl GoingOn {
+    /// Keeps what a probe came to for [`Self::take_probed`].
+    pub(crate) fn put_probed(&self, probed: Probed) {
+        self.probed.lock().unwrap_or_else(PoisonError::into_inner).push(probed);
+    }
+
+    /// What the pod's probes came to since the last call.
+    pub(crate) fn take_probed(&self) -> Vec<Probed> {
+        std::mem::take(&mut *self.probed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// An image whose code can be loaded.
@@ -175,6 +189,7 @@ impl World {
                 newest: 0.into(),
                 images: Mutex::default(),
                 listeners: Mutex::new(listeners),
+                probed: Mutex::default(),
                 over: false.into(),
                 cancelled: tokio::sync::watch::Sender::new(false),
                 files: Mutex::default(),

@@ -28,6 +28,7 @@ use crate::node::NodeView;
 use crate::owner::{Line, Owner};
 use crate::perform::{Performer, REFRESHES};
 use crate::pod::{Entry, World};
+use crate::ports::Ports;
 use crate::serve::{self, Clients};
 use crate::store::Store;
 use crate::succession;
@@ -175,6 +176,7 @@ async fn run(
         config,
         programs,
         domains: domains.clone(),
+        ports: Ports::new(host.clone()),
         images: Arc::new(images),
         node,
         wake: wake.clone(),
@@ -257,6 +259,7 @@ async fn run(
     for uid in homeless {
         owner.observe(&uid, PodEvent::SandboxLost, &mut touched);
     }
+    lead_ports(&owner, &alive).await;
     let in_use: BTreeSet<String> = alive.into_keys().collect();
     domains
         .remove_orphans(&in_use)
@@ -275,6 +278,20 @@ async fn run(
     // No pod is left that could run: nothing of this agent stays on the host but its data directory.
     host.reset().await?;
     Ok(())
+}
+
+/// Leads to the pods that are set up what they ask for of the machine's ports, and nothing else to anybody.
+async fn lead_ports(owner: &Owner, alive: &BTreeMap<String, Vec<String>>) {
+    if owner.pods.is_empty() {
+        // Whoever forgot the last of them has first closed its ports.
+        return;
+    }
+    let set_up = alive.values().flatten().filter_map(|uid| owner.pods.get(uid));
+    let set_up = set_up.map(|it| (it.world.uid.as_str(), &*it.world.stored.pod, it.world.ip()));
+    if let Err(error) = owner.performer.ports.resume(set_up).await {
+        // They stay as an earlier agent left them until a pod comes or goes.
+        tracing::error!(error = with_causes(&error), "ports of this machine cannot be led to pods");
+    }
 }
 
 /// Removes what is left of pods that were forgotten, or were never whole on disk, when an agent died: their folders and logs.

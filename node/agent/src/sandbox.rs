@@ -102,11 +102,14 @@ pub(crate) async fn set_up(
     let request = Request::CreatePod(pod_sandbox(performer, world));
     live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     publish(world, &live).await?;
+    performer.ports.lead(&world.uid, &world.stored.pod, world.ip()).await?;
     Ok(vec![world.ip()])
 }
 
 /// Gives back what [`set_up`] made, as far as it was made. The logs stay until the pod is forgotten.
 pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<(), SetUpFailed> {
+    // First of all: nothing is to lead to whoever gets the address next.
+    let closed = performer.ports.close(&world.uid).await;
     if let Some(live) = performer.domains.live_of(&world.uid).await {
         match live.runner.ask(Request::RemovePod { pod: world.uid.clone() }).await {
             Ok(_) | Err(RequestError::Gone) => {}
@@ -136,7 +139,8 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
         .domains
         .leave(&world.uid)
         .await
-        .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))
+        .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    Ok(closed?)
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {
@@ -551,16 +555,17 @@ fn process(
 }
 
 fn ports(spec: &Container) -> Vec<Port> {
-    let ports = spec.ports.iter().flatten();
+    let mut ports: Vec<Port> = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let Ok(number) = u16::try_from(port.container_port) else { continue };
+        let udp = port.protocol.as_deref() == Some("UDP");
+        // Several ports of the node may lead to one.
+        if !ports.iter().any(|it| (it.port, it.udp) == (number, udp)) {
+            let name = port.name.clone().unwrap_or_default();
+            ports.push(Port { name, port: number, udp });
+        }
+    }
     ports
-        .filter_map(|port| {
-            Some(Port {
-                name: port.name.clone().unwrap_or_default(),
-                port: u16::try_from(port.container_port).ok()?,
-                udp: port.protocol.as_deref() == Some("UDP"),
-            })
-        })
-        .collect()
 }
 
 fn limits(performer: &Performer, spec: &Container) -> Limits {

@@ -232,7 +232,7 @@ fn of_network(id: Option<DataId>, block: Option<Cidr>, found: Network) -> Vec<Th
 fn of_nft(id: Option<DataId>, nft: Option<&Nft>) -> Result<Vec<Thing>, HostError> {
     let table = id.map_or_else(|| format!("copepod-{NEW}"), DataId::table);
     let parts = match (id, nft) {
-        (Some(id), Some(nft)) => nft.parts(id).step(|| "list the nftables".into())?,
+        (Some(_), Some(nft)) => nft.parts(&table).step(|| "list the nftables".into())?,
         _ => None,
     };
     let purpose = "judges what pods send, and masquerades what leaves the cluster";
@@ -253,6 +253,13 @@ fn of_nft(id: Option<DataId>, nft: Option<&Nft>) -> Result<Vec<Thing>, HostError
             thing(Kind::Nftables, format!("{part} of {table}"), present, purpose)
         },
     ));
+    let table = id.map_or_else(|| format!("copepod-{NEW}-ports"), DataId::ports_table);
+    let present = match (id, nft) {
+        (Some(_), Some(nft)) => nft.parts(&table).step(|| "list the nftables".into())?.is_some(),
+        _ => false,
+    };
+    let purpose = "leads ports of this machine to pods that ask for them (hostPort)";
+    things.push(thing(Kind::Nftables, format!("table inet {table}"), present, purpose));
     Ok(things)
 }
 

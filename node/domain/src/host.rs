@@ -455,6 +455,7 @@ impl Inner {
         }
         if let Some(nft) = &self.nft {
             nft.remove(self.id)?;
+            self.remove_ports()?;
         }
         let mut netlink = self.netlink();
         let step = || "list the links".to_owned();

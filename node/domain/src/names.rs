@@ -35,6 +35,11 @@ impl DataId {
         format!("copepod-{self}")
     }
 
+    /// The nftables table of the machine's ports that lead to its pods.
+    pub fn ports_table(self) -> String {
+        format!("copepod-{self}-ports")
+    }
+
     /// The metric of its routes to other nodes' blocks, by which they are told from those of another data directory; and so large that
     /// anybody's route to the same block counts for more.
     pub fn metric(self) -> u32 {

@@ -1,7 +1,7 @@
 //! The second judge, and the way out: one nftables table per data directory, written by the host's `nft` program.
 //!
-//! It looks at a packet's link and source, never at a single pod, so a pod costs it nothing. Absent: Service addresses (resolved in the
-//! runner) and NetworkPolicy.
+//! It looks at a packet's link and source, never at a single pod, so a pod costs it nothing. Absent: ports of the machine that
+//! lead to pods (`ports`), Service addresses (resolved in the runner) and NetworkPolicy.
 
 use std::env;
 use std::io::{self, Write};
@@ -146,13 +146,13 @@ impl Nft {
             .step(|| format!("set the blocks of {} that are not masqueraded", rules.table()))
     }
 
-    /// The chains and sets of the table, as `nft` names them; none where there is no table.
+    /// The chains and sets of a table, as `nft` names them; none where there is no table.
     ///
     /// # Errors
     /// The program cannot be started.
-    pub fn parts(&self, id: DataId) -> io::Result<Option<Vec<String>>> {
+    pub fn parts(&self, table: &str) -> io::Result<Option<Vec<String>>> {
         let output = Command::new(&self.program)
-            .args(["list", "table", "inet", &id.table()])
+            .args(["list", "table", "inet", table])
             .stdin(Stdio::null())
             .output()?;
         if !output.status.success() {
@@ -189,7 +189,7 @@ impl Nft {
         }
     }
 
-    fn run(&self, arguments: &[&str], input: &str) -> io::Result<()> {
+    pub(crate) fn run(&self, arguments: &[&str], input: &str) -> io::Result<()> {
         let mut child = Command::new(&self.program)
             .args(arguments)
             .stdin(Stdio::piped())

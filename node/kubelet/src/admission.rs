@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use copepod_node::host_ports::{self, HostPort};
 use copepod_node::quantity::Amount;
 use copepod_node::status::{QosClass, qos_class};
 use k8s_openapi::api::core::v1::{
@@ -50,7 +51,7 @@ impl Taken {
             let sum = self.requests.entry(name).or_default();
             *sum = sum.saturating_add(amount);
         }
-        self.ports.extend(host_ports(pod));
+        self.ports.extend(host_ports::of(pod));
     }
 
     /// A pod that was added, and is over.
@@ -60,7 +61,7 @@ impl Taken {
             let sum = self.requests.entry(name).or_default();
             *sum = sum.saturating_sub(amount);
         }
-        for port in host_ports(pod) {
+        for port in host_ports::of(pod) {
             if let Some(index) = self.ports.iter().position(|taken| *taken == port) {
                 self.ports.swap_remove(index);
             }
@@ -89,7 +90,7 @@ pub fn admit(
     if spec.node_name.as_ref().is_some_and(|name| Some(name) != node.metadata.name.as_ref()) {
         return Err(predicate("NodeName", "node(s) didn't match the requested node name"));
     }
-    if host_ports(pod).iter().any(|port| taken.ports.iter().any(|other| port.clashes(other))) {
+    if host_ports::of(pod).iter().any(|port| taken.ports.iter().any(|other| port.clashes(other))) {
         return Err(predicate(
             "NodePorts",
             "node(s) didn't have free ports for the requested pod ports",
@@ -321,44 +322,6 @@ fn matches_requirement(requirement: &NodeSelectorRequirement, found: Option<&Str
         "Lt" => compare(i64::lt),
         _ => false,
     }
-}
-
-// Ports ----------------------------------------------------------------------------------------------------------------------
-
-/// A port of the node that a pod asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct HostPort {
-    ip: String,
-    protocol: String,
-    port: i32,
-}
-
-/// Every address of the node.
-const ANY: &str = "0.0.0.0";
-
-impl HostPort {
-    fn clashes(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == ANY || other.ip == ANY)
-    }
-}
-
-fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let sidecars = spec.init_containers.iter().flatten();
-    let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
-    sidecars
-        .chain(&spec.containers)
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter_map(|port| {
-            Some(HostPort {
-                ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| ANY.into()),
-                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                port: port.host_port.filter(|port| *port > 0)?,
-            })
-        })
-        .collect()
 }
 
 // Taints ---------------------------------------------------------------------------------------------------------------------

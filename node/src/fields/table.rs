@@ -334,10 +334,10 @@ const CONTAINER: &[Field] = &[
     yes("name", ""),
     yes("ports", "an HTTP component is served on its TCP ports (8080 when it declares none)"),
     yes("ports[].containerPort", ""),
-    no("ports[].hostIP", "comes with a later version; publish with `copepod run --publish`"),
-    no(
+    yes("ports[].hostIP", "an address of the node; else all of them"),
+    yes(
         "ports[].hostPort",
-        "taken where it is the containerPort of a hostNetwork pod; else it comes with a later version, and `copepod run --publish` does",
+        "leads from the node to the container's port, in the kernel; takes root and nft",
     ),
     yes("ports[].name", "probes and hooks may name it"),
     yes("ports[].protocol", "").accepts(Accepts::OneOf(&["TCP", "UDP"])),

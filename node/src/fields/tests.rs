@@ -97,7 +97,6 @@ fn a_refusal_names_the_field_with_its_index() {
         fields,
         [
             "spec.containers[1].livenessProbe.grpc",
-            "spec.containers[1].ports[0].hostPort",
             "spec.containers[1].ports[1].protocol",
             "spec.containers[1].resources.limits[nvidia.com/gpu]",
             "spec.containers[1].securityContext.capabilities.add[0]",
@@ -105,16 +104,6 @@ fn a_refusal_names_the_field_with_its_index() {
             "spec.hostPID",
         ]
     );
-}
-
-#[test]
-fn in_the_host_s_network_a_port_is_the_host_s_and_no_other() {
-    let ports = |host: u16| json!([{"containerPort": 80, "hostPort": host}]);
-    let pod =
-        |host| json!({"hostNetwork": true, "containers": [{"name": "c", "ports": ports(host)}]});
-
-    assert_eq!(refused(pod(80)), [""; 0]);
-    assert_eq!(refused(pod(8080)), ["spec.containers[0].ports[0].hostPort"]);
 }
 
 #[test]

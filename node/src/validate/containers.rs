@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, EnvVar, LifecycleHandler, PodSpec, Probe, ResourceFieldSelector,
+        Container, ContainerPort, EnvVar, LifecycleHandler, PodSpec, Probe, ResourceFieldSelector,
         ResourceRequirements,
     },
     apimachinery::pkg::api::resource::Quantity,
@@ -36,7 +36,7 @@ pub(super) fn check(
         wrong.add(format!("{path}.name"), format!("{:?} is no name: {LABEL}", container.name));
     }
     check_image(container, path, wrong);
-    check_ports(container, path, wrong);
+    check_ports(container, path, spec, wrong);
     check_env(container, path, spec, wrong);
     if let Some(resources) = &container.resources {
         check_resources(resources, &format!("{path}.resources"), wrong);
@@ -93,7 +93,7 @@ fn check_image(container: &Container, path: &str, wrong: &mut Wrong) {
     }
 }
 
-fn check_ports(container: &Container, path: &str, wrong: &mut Wrong) {
+fn check_ports(container: &Container, path: &str, spec: &PodSpec, wrong: &mut Wrong) {
     let ports = container.ports.as_deref().unwrap_or_default();
     if ports.len() > MOST_PORTS {
         wrong.add(format!("{path}.ports"), format!("a container has at most {MOST_PORTS} ports"));
@@ -113,10 +113,30 @@ fn check_ports(container: &Container, path: &str, wrong: &mut Wrong) {
             }
             wrong.unique(&field, name, &mut names);
         }
-        if !numbers.insert((port.container_port, port.protocol.as_deref())) {
+        check_host_port(port, &path, spec, wrong);
+        // Several ports of the node may lead to one of the container.
+        let host = (port.host_ip.as_deref(), port.host_port.filter(|port| *port > 0));
+        if !numbers.insert((port.container_port, port.protocol.as_deref(), host)) {
             let message = format!("port {} is there twice", port.container_port);
             wrong.add(format!("{path}.containerPort"), message);
         }
+    }
+}
+
+fn check_host_port(port: &ContainerPort, path: &str, spec: &PodSpec, wrong: &mut Wrong) {
+    let field = format!("{path}.hostPort");
+    let number = port.host_port.filter(|port| *port != 0);
+    wrong.within(&field, number, 1..=65535);
+    if let Some(number) = number.filter(|number| *number != port.container_port)
+        && spec.host_network == Some(true)
+    {
+        let message = format!(
+            "{number} is not the containerPort; in the host's network a port is the host's and no other"
+        );
+        wrong.add(field, message);
+    }
+    if let Some(ip) = port.host_ip.as_deref().filter(|ip| !ip.is_empty()) {
+        wrong.check(&format!("{path}.hostIP"), ip.parse::<std::net::IpAddr>());
     }
 }
 

@@ -136,6 +136,33 @@ fn a_request_is_at_most_its_limit() {
 }
 
 #[test]
+fn in_the_host_s_network_a_port_is_the_host_s_and_no_other() {
+    let on_host = |host: u16| {
+        after(|pod| {
+            pod["spec"]["hostNetwork"] = json!(true);
+            pod["spec"]["containers"][0]["ports"] =
+                json!([{"containerPort": 80, "hostPort": host}]);
+        })
+    };
+
+    assert_eq!(on_host(80), [""; 0]);
+    assert_eq!(on_host(8080), ["spec.containers[0].ports[0].hostPort"]);
+}
+
+#[test]
+fn a_port_of_the_node_is_asked_for_once_and_by_a_number_and_an_address() {
+    let ports = |ports: Value| container("ports", ports);
+
+    let at = |host: u32, ip: &str| json!({"containerPort": host, "hostPort": host, "hostIP": ip});
+    assert_eq!(ports(json!([at(80, ""), at(81, "192.0.2.1")])), [""; 0]);
+    let too_large = json!([{"containerPort": 1, "hostPort": 65536}]);
+    assert_eq!(ports(too_large), ["spec.containers[0].ports[0].hostPort"]);
+    assert_eq!(ports(json!([at(80, "node")])), ["spec.containers[0].ports[0].hostIP"]);
+    let twice = json!([at(80, "192.0.2.1"), {"containerPort": 1, "hostPort": 80}]);
+    assert_eq!(ports(twice), ["spec.containers[0].ports[1].hostPort"]);
+}
+
+#[test]
 fn ports_are_in_range_and_unique() {
     let ports = |ports: Value| container("ports", ports);
 
@@ -152,6 +179,8 @@ fn ports_are_in_range_and_unique() {
     );
     let names = json!([{"containerPort": 1, "name": "a"}, {"containerPort": 2, "name": "a"}]);
     assert_eq!(ports(names), ["spec.containers[0].ports[1].name"]);
+    let two = json!([{"containerPort": 1, "hostPort": 1}, {"containerPort": 1, "hostPort": 2}]);
+    assert_eq!(ports(two), [""; 0], "two ports of the node may lead to one of the container");
     let many: Vec<_> = (1..10_000).map(|port| json!({"containerPort": port})).collect();
     assert_eq!(ports(json!(many)), ["spec.containers[0].ports"]);
 }

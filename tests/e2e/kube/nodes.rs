@@ -29,16 +29,16 @@ const PORT: u16 = 7000;
 const LINUX_BLOCK: Ipv4Addr = Ipv4Addr::new(10, 244, 77, 0);
 
 /// A node of ours on a machine of its own. Its pods are in the namespace `default`.
-struct Member<'a> {
+pub(super) struct Member<'a> {
     cluster: &'a Cluster,
     name: &'static str,
-    machine: &'a Machine,
-    node: OurNode,
+    pub(super) machine: &'a Machine,
+    pub(super) node: OurNode,
     running: Option<Child>,
 }
 
 impl<'a> Member<'a> {
-    fn join(cluster: &'a Cluster, name: &'static str, machine: &'a Machine) -> Self {
+    pub(super) fn join(cluster: &'a Cluster, name: &'static str, machine: &'a Machine) -> Self {
         let node = OurNode::new().in_network(&machine.network.file());
         node.load(&["probe"]);
         allow(cluster, name);
@@ -47,7 +47,7 @@ impl<'a> Member<'a> {
         member
     }
 
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         let kubeconfig = self.cluster.kubeconfig(&Identity::node(self.name)).expect("a kubeconfig");
         let log = self.node.scratch().join("node.log");
         let log = std::fs::File::options().create(true).append(true).open(&log).expect("a log");
@@ -73,7 +73,7 @@ impl<'a> Member<'a> {
     }
 
     /// Ends its process as a crash would.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             let _ = running.kill();
             let _ = running.wait();
@@ -84,7 +84,7 @@ impl<'a> Member<'a> {
         std::fs::read_to_string(self.node.scratch().join("node.log")).unwrap_or_default()
     }
 
-    fn get(&self, kind: &str, name: &str) -> Value {
+    pub(super) fn get(&self, kind: &str, name: &str) -> Value {
         let told = self.cluster.kubectl(&["get", kind, name, "--output", "json"]);
         serde_json::from_str(&told.stdout).unwrap_or_default()
     }

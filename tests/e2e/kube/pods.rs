@@ -2,9 +2,12 @@
 //!
 //! Absent: what a pod's life is in itself, which the suites without a cluster test.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use copepod_tests::http::get;
 use copepod_tests::manifest::{With, container, pod, probe};
-use copepod_tests::node::status;
+use copepod_tests::node::{is_ready, status};
 use copepod_tests::wait::{until, until_it_is};
 use serde_json::{Value, json};
 
@@ -80,6 +83,91 @@ fn kubectl_reads_logs_and_runs_programs_in_a_pod() {
     // A component ends with 0 or 1.
     assert_eq!(node.cluster.kubectl(&exit).code, Some(1));
     assert_eq!(node.denials(), Vec::<String>::new());
+}
+
+/// A page of the kubelet's API, as the API server hands it through.
+fn page(node: &Joined, path: &str) -> String {
+    let path = format!("/api/v1/nodes/{}/proxy/{path}", node.name);
+    node.cluster.kubectl(&["get", "--raw", &path]).stdout
+}
+
+#[test]
+fn a_client_s_websockets_come_through_the_api_server_as_they_are() {
+    let node = Joined::start("pods-websockets", &["hello-http", "probe"]);
+    let script = ["print first-line", "sleep 600000"];
+    let talker = pod("talker", [probe(&script)]);
+    node.apply(&[talker, pod("server", [container("app", "hello-http")])]);
+    node.wait("talker", "running", |pod| pod["status"]["phase"] == "Running");
+    node.wait("server", "ready", is_ready);
+    let declared = node.get("node", &node.name)["status"]["declaredFeatures"].clone();
+    assert_eq!(declared, json!(["ExtendWebSocketsToKubelet"]));
+    node.approve_serving();
+    until("the kubelet's API", || page(&node, "healthz").contains("ok").then_some(()));
+
+    let told = node.kubectl(&["exec", "talker", "--", "probe", "print from-exec"]);
+    assert!(told.contains("from-exec"), "{told}");
+    let forward = ["--namespace", &node.name, "port-forward", "pod/server", ":8080"];
+    let mut forward = node.cluster.kubectl_command(node.cluster.admin(), &forward);
+    let mut forward = forward.stdout(Stdio::piped()).spawn().expect("kubectl starts");
+    let mut told = String::new();
+    let stdout = forward.stdout.take().expect("it is piped");
+    BufReader::new(stdout).read_line(&mut told).expect("its words are text");
+    let at = told.strip_prefix("Forwarding from ").and_then(|it| it.split(" -> ").next());
+    let at = at.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("no address in: {told}"));
+    let answer = get(at, "/");
+    let _ = forward.kill();
+    let _ = forward.wait();
+
+    assert_eq!(answer.expect("an answer").text(), "hello from copepod\n");
+    // Translated to SPDY, they would be POSTs.
+    let figures = page(&node, "metrics");
+    for path in ["exec", "portForward"] {
+        let is_counted = |method: &str| {
+            let line =
+                format!("kubelet_http_requests_total{{method=\"{method}\",path=\"{path}\"}}");
+            figures.contains(&line)
+        };
+        assert!(is_counted("GET") && !is_counted("POST"), "{path}\n{figures}");
+    }
+}
+
+#[test]
+fn probes_are_counted_by_their_results_as_long_as_there_is_the_pod() {
+    let node = Joined::start("pods-probed", &["hello-http"]);
+    let probed = |path: &str| json!({ "httpGet": { "path": path, "port": 8080 }, "periodSeconds": 1, "failureThreshold": 1000 });
+    let app = container("app", "hello-http").with("/readinessProbe", probed("/")).with(
+        "/livenessProbe",
+        json!({ "tcpSocket": { "port": 9 }, "periodSeconds": 1, "failureThreshold": 1000 }),
+    );
+    node.apply(&[pod("probed", [app]), pod("silent", [container("app", "hello-http")])]);
+    node.wait("probed", "ready", is_ready);
+    node.wait("silent", "ready", is_ready);
+    node.approve_serving();
+    let uid = node.get("pod", "probed")["metadata"]["uid"].as_str().expect("a UID").to_owned();
+
+    let count = |kind: &str, result: &str| -> Option<u32> {
+        let page = page(&node, "metrics/probes");
+        let of = format!(
+            "container=\"app\",namespace=\"{}\",pod=\"probed\",probe_type=\"{kind}\",pod_uid=\"{uid}\",result=\"{result}\"",
+            node.name
+        );
+        let line =
+            page.lines().find_map(|it| it.strip_prefix(&format!("prober_probe_total{{{of}}} ")));
+        line.and_then(|number| number.parse().ok())
+    };
+    until("several probes that passed", || count("Readiness", "successful").filter(|it| *it > 2));
+    until("several probes that failed", || count("Liveness", "failed").filter(|it| *it > 2));
+
+    let shown = page(&node, "metrics/probes");
+    let took = format!(
+        "prober_probe_duration_seconds_count{{container=\"app\",namespace=\"{}\",pod=\"probed\",probe_type=\"Readiness\"}}",
+        node.name
+    );
+    assert!(shown.contains(&took) && !shown.contains("silent"), "{shown}");
+    node.kubectl(&["delete", "pod", "probed"]);
+    until("nothing to be told of it", || {
+        (!page(&node, "metrics/probes").contains(&uid)).then_some(())
+    });
 }
 
 #[test]

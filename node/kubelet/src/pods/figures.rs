@@ -1,4 +1,5 @@
-//! What the node's `/metrics` gains from what pods come to: starts, how long they took, and how long the API server was behind.
+//! What the node's `/metrics` gains from what pods come to: starts, how long they took, and how long the API server was behind; and
+//! its `/metrics/probes` from their probes.
 //!
 //! Start at [`Figures::took_on`]. Pods that were here before this process are not counted: a restart starts nothing. Absent: figures
 //! that are counted when somebody asks (`crate::server`).
@@ -7,13 +8,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use copepod_agent::front::NewEvent;
+use copepod_agent::api::PodName;
+use copepod_agent::front::{NewEvent, Probed};
+use copepod_node::life::ProbeKind;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use crate::server::metrics::{
-    Metrics, POD_START, POD_START_SLI, POD_START_TOTAL, POD_STATUS_SYNC, STARTED_CONTAINERS,
-    STARTED_PODS,
+    Metrics, POD_START, POD_START_SLI, POD_START_TOTAL, POD_STATUS_SYNC, PROBE_DURATION, PROBES,
+    STARTED_CONTAINERS, STARTED_PODS,
 };
 
 /// Keeps the figures of pods.
@@ -22,6 +25,8 @@ pub struct Figures {
     metrics: Arc<Metrics>,
     /// Pods on their way to running.
     starts: HashMap<String, Start>,
+    /// Pods of whose probes figures are shown.
+    probed: HashMap<String, PodName>,
 }
 
 /// A start that is not over.
@@ -37,7 +42,7 @@ struct Start {
 impl Figures {
     /// Figures that go there.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, starts: HashMap::new() }
+        Self { metrics, starts: HashMap::new(), probed: HashMap::new() }
     }
 
     /// A pod was seen for the first time, and is taken on.
@@ -53,6 +58,47 @@ impl Figures {
     /// A pod is here no more.
     pub fn release(&mut self, uid: &str) {
         self.starts.remove(uid);
+        self.forget_probes(uid);
+    }
+
+    /// What a pod's probes came to; nothing is probed any more of one that is over.
+    pub fn probed(&mut self, uid: &str, pod: &PodName, probes: &[Probed], over: bool) {
+        if over {
+            self.forget_probes(uid);
+            return;
+        }
+        if !probes.is_empty() {
+            self.probed.entry(uid.to_owned()).or_insert_with(|| pod.clone());
+        }
+        let PodName { namespace, name } = pod;
+        for Probed { container, kind, passed, took } in probes {
+            let probe_type = match kind {
+                ProbeKind::Startup => "Startup",
+                ProbeKind::Liveness => "Liveness",
+                ProbeKind::Readiness => "Readiness",
+            };
+            let of = [
+                ("container", container.as_str()),
+                ("namespace", namespace.as_str()),
+                ("pod", name.as_str()),
+                ("probe_type", probe_type),
+            ];
+            let result = if *passed { "successful" } else { "failed" };
+            let counted = [of.as_slice(), &[("pod_uid", uid), ("result", result)]].concat();
+            self.metrics.add(&PROBES, &counted, 1.0);
+            // Of those that failed a kubelet does not tell it.
+            if *passed {
+                self.metrics.observe(&PROBE_DURATION, &of, *took);
+            }
+        }
+    }
+
+    fn forget_probes(&mut self, uid: &str) {
+        if let Some(PodName { namespace, name }) = self.probed.remove(uid) {
+            self.metrics.forget(&PROBES, &[("pod_uid", uid)]);
+            // Another pod of the name may have come meanwhile: its times begin anew.
+            self.metrics.forget(&PROBE_DURATION, &[("namespace", &namespace), ("pod", &name)]);
+        }
     }
 
     /// The agent told this of a pod, whose status was `before` until now.
@@ -240,6 +286,37 @@ mod tests {
             of.parse().expect("a number")
         };
         assert!((sum("total") - sum("sli") - 60.0).abs() < 0.001, "less the pull");
+    }
+
+    #[test]
+    fn probes_are_counted_by_their_results_until_the_pod_is_over_or_gone() {
+        let mut figures = Figures::new(Arc::default());
+        let name = |name: &str| PodName { namespace: "ns".into(), name: name.into() };
+        let tried = |passed| Probed {
+            container: "app".into(),
+            kind: ProbeKind::Readiness,
+            passed,
+            took: Duration::from_millis(20),
+        };
+        let page = |figures: &Figures| figures.metrics.show(Page::Probes);
+
+        figures.probed("u1", &name("a"), &[tried(false), tried(true), tried(true)], false);
+        figures.probed("u2", &name("b"), &[tried(true)], false);
+        figures.probed("u3", &name("c"), &[], false);
+
+        let of = r#"container="app",namespace="ns",pod="a",probe_type="Readiness""#;
+        for line in [
+            format!(r#"prober_probe_total{{{of},pod_uid="u1",result="failed"}} 1"#),
+            format!(r#"prober_probe_total{{{of},pod_uid="u1",result="successful"}} 2"#),
+            format!("prober_probe_duration_seconds_count{{{of}}} 2"),
+        ] {
+            assert!(page(&figures).lines().any(|it| it == line), "{line}\n{}", page(&figures));
+        }
+        assert!(!page(&figures).contains("pod=\"c\""), "it has no probes");
+        figures.probed("u1", &name("a"), &[tried(true)], true);
+        assert!(!page(&figures).contains("pod=\"a\""), "it is over");
+        figures.release("u2");
+        assert!(!page(&figures).contains("pod=\"b\""), "it is gone");
     }
 
     #[test]

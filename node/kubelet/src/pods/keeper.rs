@@ -168,6 +168,7 @@ impl Keeper {
         let now = Instant::now();
         let before = tracked.status.as_ref();
         self.figures.news(&uid, before, &news.status, &news.events, now);
+        self.figures.probed(&uid, &PodName::of(&news.pod), &news.probes, news.over);
         let was_same = before == Some(&news.status);
         tracked.local = Local::Here { over: news.over };
         tracked.given = Some(Form::of(&news.pod));

@@ -193,11 +193,14 @@ impl Metrics {
         });
     }
 
-    /// Forgets all series with this label, such as a pod's that is gone.
-    pub fn forget(&self, metric: &Metric, label: &str, value: &str) {
+    /// Forgets all series with all of these labels, such as a pod's that is gone.
+    pub fn forget(&self, metric: &Metric, of: Labels<'_>) {
         if let Some(family) = self.lock().get_mut(metric.name) {
             family.series.retain(|labels, _| {
-                !labels.iter().any(|(name, its)| *name == label && its == value)
+                let has = |(name, value): &(&str, &str)| {
+                    labels.iter().any(|(its, is)| its == name && is == value)
+                };
+                !of.iter().all(has)
             });
         }
     }
@@ -315,7 +318,7 @@ mod tests {
         metrics.add(&PROBES, &[("pod_uid", "u1"), ("result", "successful")], 1.0);
         metrics.add(&PROBES, &[("pod_uid", "u2"), ("result", "successful")], 1.0);
 
-        metrics.forget(&PROBES, "pod_uid", "u1");
+        metrics.forget(&PROBES, &[("pod_uid", "u1")]);
 
         let text = metrics.show(Page::Probes);
         assert!(!text.contains("u1") && text.contains("u2"));
