@@ -382,7 +382,7 @@ impl Owner {
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");
             }
-            self.give_back(entry.world.stored.ip);
+            self.addresses.give_back(entry.world.stored.ip);
         }
         for stopping in &mut self.stopping {
             stopping.uids.remove(uid);
