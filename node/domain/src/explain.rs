@@ -163,10 +163,11 @@ fn look(id: Option<DataId>, blocks: Option<Blocks>) -> Result<Network, HostError
                 ));
             } else if route.is_claim() {
                 found.claims.extend(own.filter(|block| *block == route.block));
-            } else if route.ours && route.main {
-                if let Some(own) = own {
-                    *found.pods.entry(own).or_default() += 1;
-                }
+            } else if route.ours
+                && route.main
+                && let Some(own) = own
+            {
+                *found.pods.entry(own).or_default() += 1;
             }
             // An address is a route of the table of local addresses.
             let is_gateway = |own: &Cidr| {

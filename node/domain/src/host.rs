@@ -280,12 +280,12 @@ impl Inner {
         if user.is_some() {
             // What an ordinary user cannot raise, `copepod check` tells; here one line says it all.
             warnings = vec![user::LOST.into()];
-            let blocks = network::claim(&mut netlink, &data, id, config.pod_cidrs, place)?;
-            if network::has_ipv6(blocks) {
+            if let Some(blocks) = config.pod_cidrs.filter(|blocks| network::has_ipv6(*blocks)) {
                 return Err(HostError::Invalid(format!(
                     "the pods of an ordinary user have IPv4 addresses only, not of {blocks}: give a block of IPv4, or run as root"
                 )));
             }
+            let blocks = network::claim(&mut netlink, &data, id, config.pod_cidrs, place)?;
             let rules = Rules {
                 id,
                 blocks,

@@ -93,11 +93,14 @@ fn is_the_same_pod_at_each_address(node: &Joined<'_>, expected: usize, host_ips:
     let mut command = node.cluster.kubectl_command(node.cluster.admin(), &forward);
     let mut kubectl = command.stdout(Stdio::piped()).spawn().expect("kubectl starts");
     let out = kubectl.stdout.take().expect("it is piped");
-    let line = BufReader::new(out).lines().next().expect("it says where").expect("text");
+    // Kept until the end, as kubectl writes a line for each connection.
+    let mut lines = BufReader::new(out).lines();
+    let line = lines.next().expect("it says where").expect("text");
     let at = line.split_whitespace().nth(2).and_then(|at| at.parse().ok()).expect("an address");
     let answer = get(at, "/");
     let _ = kubectl.kill();
     let _ = kubectl.wait();
+    drop(lines);
     assert_eq!(answer.expect("it answers").status, 200, "{line}");
 
     let env = |name: &str, field: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": field } } });
