@@ -3,7 +3,7 @@
 //! Each has a control plane of its own and a machine with a network of its own. Absent: pods of several nodes ([`super::nodes`]).
 
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::Stdio;
 
 use copepod_tests::cluster::settings::Settings;
@@ -116,6 +116,14 @@ fn is_the_same_pod_at_each_address(node: &Joined<'_>, expected: usize, host_ips:
     let own = told(&ips(&caller["status"]["podIPs"]));
     let exec = |statement: &str| node.kubectl(&["exec", "caller", "--", "probe", statement]);
     exec(&format!("env-is POD_IPS {own}"));
+    // What leaves the cluster bears the node's address of its family.
+    for &own in host_ips {
+        let switch = if own.is_ipv4() { SWITCH } else { SWITCH_V6 };
+        let listener = TcpListener::bind((switch, 0)).expect("bound");
+        let at = listener.local_addr().expect("bound");
+        exec(&format!("connect {at} ok"));
+        assert_eq!(listener.accept().expect("connected").1.ip(), own, "masqueraded");
+    }
     let mut names: Vec<String> = own.split(',').map(str::to_owned).collect();
     names.sort();
     exec(&format!("resolve-is caller {}", names.join(",")));
