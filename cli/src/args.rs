@@ -547,10 +547,10 @@ pub(crate) struct Node {
     /// The node's name [default: the machine's]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Vec<String>,
-    /// The node's address, one of each family [default: the one from which the API server is reached]
+    /// The node's address, one of each family [default: the one from which the API server is reached, and one of the pods' other family]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) node_ip: Vec<String>,
-    /// The block that pods' addresses come from [default: the cluster gives one]
+    /// The block that pods' addresses come from, one of each family [default: the cluster gives them]
     #[arg(long, value_name = "BLOCK")]
     pub(crate) pod_cidr: Vec<String>,
     /// The port of the kubelet's API [default: 10250]

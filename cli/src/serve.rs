@@ -66,8 +66,8 @@ pub(crate) fn settings(
         Ok(Some(value))
     };
     if let Some(text) = variable("COPEPOD_POD_CIDR").filter(|text| !text.is_empty()) {
-        let cidr = text.parse().map_err(|why| format!("COPEPOD_POD_CIDR={text}: {why}"))?;
-        config.pod_cidr = Some(cidr);
+        let cidrs = text.parse().map_err(|why| format!("COPEPOD_POD_CIDR={text}: {why}"))?;
+        config.pod_cidrs = Some(cidrs);
     }
     config.allocatable_memory = number("COPEPOD_ALLOCATABLE_MEMORY")?;
     if let Some(millis) = number("COPEPOD_ALLOCATABLE_CPU_MILLIS")? {
@@ -79,7 +79,7 @@ pub(crate) fn settings(
         let servers = list.split(',').map(|one| {
             one.trim()
                 .parse()
-                .map_err(|_| format!("COPEPOD_NAME_SERVERS={list}: {one:?} is no IPv4 address"))
+                .map_err(|_| format!("COPEPOD_NAME_SERVERS={list}: {one:?} is no IP address"))
         });
         config.name_servers = Some(servers.collect::<Result<_, String>>()?);
     }

@@ -1,13 +1,15 @@
 //! Each example of examples/ runs as its manifest says, and nothing of it stays.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use copepod_tests::manifest::{With, example, pod, probe};
+use copepod_tests::manifest::{With, container, example, pod, probe};
 use copepod_tests::node::Node;
 use copepod_tests::wait::until;
+use copepod_tests::world::Namespace;
 use copepod_tests::{host, http};
+use serde_json::{Value, json};
 
 #[test]
 fn a_command_component_s_log_is_shown_and_its_success_is_the_run_s() {
@@ -195,6 +197,76 @@ fn two_data_directories_live_side_by_side() {
 
     // The stopped one is not asked: its address is no pod's any more, and is routed to the outside.
     assert_eq!(http::get(there, "/").expect("the other still answers").status, 200);
+}
+
+/// The pods of a manifest, on a machine whose pods have addresses of these blocks; each pod's addresses.
+fn with_blocks(node: &Node, blocks: &str, pods: &[Value]) -> Vec<Vec<IpAddr>> {
+    let file = node.write("pods.yaml", copepod_tests::manifest::all(pods));
+    let mut run = node.copepod(&["run", "--detach", &file]);
+    let ended = run.env("COPEPOD_POD_CIDR", blocks).output().expect("it starts");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let addresses = |pod: &Value| {
+        let name = pod["metadata"]["name"].as_str().expect("a name");
+        let there = node.wait_ready(name);
+        let all = there["status"]["podIPs"].as_array().expect("addresses").clone();
+        let ip = |it: &Value| it["ip"].as_str().and_then(|ip| ip.parse().ok()).expect("an address");
+        all.iter().map(ip).collect()
+    };
+    pods.iter().map(addresses).collect()
+}
+
+#[test]
+fn a_pod_serves_at_its_addresses_of_both_families_and_of_ipv6_alone() {
+    for (blocks, families) in [("10.199.20.0/24,fd00:c0de:20::/64", 2), ("fd00:c0de:21::/64", 1)] {
+        // What is in it goes with it.
+        let network = Namespace::new();
+        network.ip(&["link", "set", "lo", "up"]);
+        let node = Node::new().in_network(&network.file());
+        node.load(&["hello-http", "probe"]);
+        let web = container("app", "hello-http")
+            .with("/readinessProbe", json!({ "httpGet": { "path": "/", "port": 8080 } }));
+        let pods = [
+            pod("web", [web]),
+            pod("ear", [probe(&["listen [::]:7000"])]),
+            pod("udp-ear", [probe(&["udp-listen [::]:7000"])]),
+        ];
+        let addresses = with_blocks(&node, blocks, &pods);
+
+        let v6 = |of: usize| *addresses[of].last().expect("an address");
+        assert!(addresses.iter().all(|all| all.len() == families), "{addresses:?}");
+        assert!(v6(0).is_ipv6() && (families == 1) != addresses[0][0].is_ipv4());
+        let all = addresses[0].clone();
+        let answers = network.spawn(move || {
+            let status = |ip: &IpAddr| {
+                http::get(SocketAddr::new(*ip, 8080), "/").expect("it answers").status
+            };
+            all.iter().map(status).collect::<Vec<_>>()
+        });
+        assert_eq!(answers.join().expect("it does not panic"), vec![200; families]);
+        let to = |of: usize, port| SocketAddr::new(v6(of), port);
+        let ended = node.run_to_end(&[pod(
+            "caller",
+            [probe(&[
+                &format!("http-get {}", to(0, 8080)),
+                &format!("echo {} hello", to(1, 7000)),
+                &format!("udp-echo {} hello", to(2, 7000)),
+                "resolve-is localhost 127.0.0.1,::1",
+                "bind [::]:9 ok",
+                "bind 0.0.0.0:9 ok",
+                "bind [::1]:10 ok",
+                "bind 127.0.0.1:11 ok",
+                "connect [::1]:12 refused",
+                "connect [fe80::1]:80 denied",
+                "connect [ff02::1]:80 failed",
+            ])],
+        )]);
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        let heard = node.logs("ear", "probe");
+        assert!(heard.contains("= connection from [fd00:c0de:"), "{heard}");
+        node.stop_all();
+        let left = network.ip(&["-6", "route", "show", "table", "all", "protocol", "67"]);
+        assert_eq!(left, "", "nothing is left");
+    }
 }
 
 #[test]

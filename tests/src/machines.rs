@@ -2,12 +2,15 @@
 //!
 //! Nothing of it is in the tests' own network, and all of it ends with the tests. Absent: anything that runs on a machine.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::world::Namespace;
 
 /// The switch's address, of a block kept for documentation (RFC 5737). It is every machine's default gateway, and leads no further.
 pub const SWITCH: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// Its IPv6 address, of the block kept for documentation (RFC 3849).
+pub const SWITCH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 /// A switch and the machines at it.
 pub struct Machines {
@@ -20,6 +23,8 @@ pub struct Machine {
     pub network: Namespace,
     /// Its address.
     pub address: IpAddr,
+    /// Its IPv6 address.
+    pub address_v6: IpAddr,
 }
 
 impl Machines {
@@ -32,6 +37,9 @@ impl Machines {
         switch.ip(&["link", "set", "lo", "up"]);
         switch.ip(&["link", "add", "switch", "type", "bridge"]);
         switch.ip(&["address", "add", &format!("{SWITCH}/24"), "dev", "switch"]);
+        // Nobody else has it: there is no need to wait until the kernel has asked around.
+        let address = format!("{SWITCH_V6}/64");
+        switch.ip(&["address", "add", &address, "dev", "switch", "nodad"]);
         switch.ip(&["link", "set", "switch", "up"]);
         switch.enter();
         Self { switch }
@@ -50,10 +58,24 @@ impl Machines {
         network.ip(&link);
         self.switch.ip(&["link", "set", &port, "master", "switch", "up"]);
         let address = IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+        let address_v6 = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()));
         network.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        network.ip(&["address", "add", &format!("{address_v6}/64"), "dev", "eth0", "nodad"]);
         network.ip(&["link", "set", "eth0", "up"]);
         network.ip(&["route", "add", "default", "via", &SWITCH.to_string()]);
-        Machine { network, address }
+        network.ip(&["-6", "route", "add", "default", "via", &SWITCH_V6.to_string()]);
+        Machine { network, address, address_v6 }
+    }
+
+    /// Tells the switch, and so the tests and the API server, the way to a block of a machine's pods.
+    ///
+    /// # Panics
+    /// Where it is no block.
+    pub fn lead(&self, block: &str, to: &Machine) {
+        let is_v6 = block.contains(':');
+        let gateway = if is_v6 { to.address_v6 } else { to.address };
+        let family = if is_v6 { "-6" } else { "-4" };
+        self.switch.ip(&[family, "route", "add", block, "via", &gateway.to_string()]);
     }
 }
 

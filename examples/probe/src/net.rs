@@ -3,7 +3,9 @@
 //! Absent: HTTP, for which there are HTTP components.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket,
+};
 use std::time::Duration;
 
 use crate::{Finding, equal, number, text, two};
@@ -27,9 +29,9 @@ pub fn run(verb: &str, rest: &str) -> Option<Finding> {
             ended(bound, wanted)
         }),
         "udp-bind" => two(rest).and_then(|(at, wanted)| ended(UdpSocket::bind(at), wanted)),
-        // `PORT`: serves an echo for ever.
-        "listen" => number(rest).and_then(listen),
-        "udp-listen" => number(rest).and_then(udp_listen),
+        // `PORT` or `ADDR:PORT`: serves an echo for ever.
+        "listen" => place(rest).and_then(listen),
+        "udp-listen" => place(rest).and_then(udp_listen),
         // `HOST:PORT TEXT`: sends a datagram again and again, which must come back.
         "udp-echo" => two(rest).and_then(|(to, said)| udp_echo(to, said)),
         // `HOST:PORT TEXT`: sends it once and waits for it as long as it takes.
@@ -97,8 +99,16 @@ fn http_get(to: &str) -> Finding {
     if status.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(status) }
 }
 
-fn listen(port: u16) -> Finding {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map_err(text)?;
+/// An address, or a port of all IPv4 addresses.
+fn place(rest: &str) -> Result<SocketAddr, String> {
+    match rest.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => Ok((Ipv4Addr::UNSPECIFIED, number(rest)?).into()),
+    }
+}
+
+fn listen(at: SocketAddr) -> Finding {
+    let listener = TcpListener::bind(at).map_err(text)?;
     println!("= listening on {}", listener.local_addr().map_err(text)?);
     for stream in listener.incoming() {
         let mut stream = stream.map_err(text)?;
@@ -113,8 +123,8 @@ fn listen(port: u16) -> Finding {
     Ok(())
 }
 
-fn udp_listen(port: u16) -> Finding {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).map_err(text)?;
+fn udp_listen(at: SocketAddr) -> Finding {
+    let socket = UdpSocket::bind(at).map_err(text)?;
     println!("= listening on {}", socket.local_addr().map_err(text)?);
     let mut buffer = [0; 2048];
     loop {
@@ -125,7 +135,11 @@ fn udp_listen(port: u16) -> Finding {
 }
 
 fn udp_echo(to: &str, said: &str) -> Finding {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(text)?;
+    let any: IpAddr = match to.parse() {
+        Ok(SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).map_err(text)?;
     let mut buffer = [0; 2048];
     // A datagram may be lost: nine more follow, half a second apart. WASI knows no time limit of a socket.
     socket.set_nonblocking(true).map_err(text)?;

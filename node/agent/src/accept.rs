@@ -6,7 +6,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use copepod_domain::published;
+use copepod_domain::{Slot, published};
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::env;
 use copepod_node::life::PodLife;
@@ -80,7 +80,7 @@ impl Owner {
                 self.pods.insert(world.uid.clone(), entry);
                 accepted.push(AcceptedPod { uid: world.uid.clone(), pod, published });
             } else {
-                self.give_back(world.stored.ip);
+                self.addresses.give_back(world.stored.ip);
                 let _ = self.store.remove(&world.uid);
             }
         }
@@ -144,17 +144,19 @@ impl Owner {
             opened.push((bound.0, one.pod_port));
             listeners.push((bound.1, one.pod_port));
         }
-        let ip = self.addresses.take().ok_or_else(|| {
-            vec![format!("{prefix}all {} pod addresses are taken", self.addresses.block())]
+        let slot = self.addresses.take().ok_or_else(|| {
+            vec![format!("{prefix}all {} pod addresses are taken", self.addresses.blocks())]
         })?;
+        let (ip, second_ip) = self.addresses_of(slot);
         let stored = Stored {
             domain: domain_of(&pod, &uid),
             pod,
             objects: Arc::new(objects.into()),
             publish,
             credentials: run.credentials.clone(),
-            ip: IpAddr::V4(ip),
-            loopback: self.loopback_of(ip),
+            ip,
+            second_ip,
+            loopback: loopback_of(slot),
             accepted: now,
         };
         let host_ips = self.performer.node.facts.ips.clone();
@@ -201,18 +203,18 @@ impl Owner {
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
-    /// The address that stands for the loopback of the pod at `ip`: as unique in 127.128.0.0/10 as `ip` is in a block of up to /10.
-    pub(crate) fn loopback_of(&self, ip: Ipv4Addr) -> Ipv4Addr {
-        let offset = ip.to_bits() - self.addresses.block().base().to_bits();
-        Ipv4Addr::from_bits(Ipv4Addr::new(127, 128, 0, 0).to_bits() + offset)
+    /// The addresses of the pod in this slot: the first block's, and the other's where there are two.
+    pub(crate) fn addresses_of(&self, slot: Slot) -> (IpAddr, Option<IpAddr>) {
+        let mut all = self.addresses.addresses(slot).into_iter();
+        // A pool gives no slot that lies beyond one of its blocks.
+        let first = all.next().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        (first, all.next())
     }
+}
 
-    /// A forgotten pod's address is free again.
-    pub(crate) fn give_back(&mut self, ip: IpAddr) {
-        if let IpAddr::V4(ip) = ip {
-            self.addresses.give_back(ip);
-        }
-    }
+/// The address that stands for the loopback of the pod in this slot: as unique in 127.128.0.0/10 as the slot is.
+pub(crate) fn loopback_of(slot: Slot) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 128, 0, 0).to_bits() + slot.number())
 }
 
 /// The domain that a pod belongs to: its namespace's, or its own by its RuntimeClass; each apart where pods live in the host's network.

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
@@ -34,6 +35,14 @@ pub(crate) struct Get {
     pub(crate) host: String,
     /// Headers of the spec; a `Host` among them wins.
     pub(crate) headers: Vec<(String, String)>,
+}
+
+/// An address as a URL's host.
+pub(crate) fn host_of(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
 }
 
 /// Does the GET over connections that `dial` makes, one a redirect. `Ok` is a pass, with a note for a Warning event where a redirect
@@ -150,6 +159,12 @@ mod tests {
             probe(&["HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"]).await,
             Err("HTTP probe failed with statuscode: 500".into())
         );
+    }
+
+    #[test]
+    fn a_pod_of_ipv6_is_asked_by_an_address_in_brackets() {
+        assert_eq!(host_of("fd00::5".parse().expect("an address")), "[fd00::5]");
+        assert_eq!(host_of("192.0.2.5".parse().expect("an address")), "192.0.2.5");
     }
 
     #[tokio::test]

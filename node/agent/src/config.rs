@@ -1,9 +1,9 @@
 //! How an agent is set up: parsed once, before anything is touched.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use copepod_domain::Cidr;
+use copepod_domain::{Blocks, Cidr};
 use copepod_image::PullRules;
 use copepod_node::resolve::ClusterDns;
 use copepod_shim::engine::Salt;
@@ -17,14 +17,14 @@ pub struct AgentConfig {
     pub runner: PathBuf,
     /// The program with the compile child and the broker, which is `copepod` itself.
     pub compiler: PathBuf,
-    /// The block that pod addresses come from, e.g. `10.64.0.0/18`; none: a free one, kept.
-    pub pod_cidr: Option<Cidr>,
+    /// The blocks that pod addresses come from, e.g. `10.64.0.0/18`; none: a free one, kept.
+    pub pod_cidrs: Option<Blocks>,
     /// Where pods without a container limit end: memory that the node gives to pods, in bytes. None: the machine's less 512 MiB.
     pub allocatable_memory: Option<u64>,
     /// CPU that the node gives to pods, in thousandths of a core. None: the machine's.
     pub allocatable_cpu_millis: Option<u32>,
     /// Name servers that guests' names are asked of. None: those of the host's `/etc/resolv.conf` that pods can reach.
-    pub name_servers: Option<Vec<Ipv4Addr>>,
+    pub name_servers: Option<Vec<IpAddr>>,
     /// Log bytes per second that a container may write before it waits (DESIGN 6): 1 MiB/s unless set.
     pub log_bytes_per_second: u64,
     /// Where pulls may go, and how large they may be.
@@ -72,7 +72,7 @@ impl AgentConfig {
             data,
             runner,
             compiler,
-            pod_cidr: None,
+            pod_cidrs: None,
             allocatable_memory: None,
             allocatable_cpu_millis: None,
             name_servers: None,

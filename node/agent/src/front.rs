@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::accept::{domain_of, is_on_host};
+use crate::accept::{domain_of, is_on_host, loopback_of};
 use crate::api::{Call, PodName, Reply};
 use crate::causes::with_causes;
 use crate::owner::{Asked, Owner, Wake};
@@ -283,7 +283,7 @@ impl Front {
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn surroundings(&self, nodes: Vec<Ipv4Addr>) -> Result<Surroundings, HostError> {
+    pub async fn surroundings(&self, nodes: Vec<IpAddr>) -> Result<Surroundings, HostError> {
         self.performer.domains.host().surroundings(nodes).await
     }
 
@@ -399,17 +399,19 @@ impl Owner {
         }
         let now = Timestamp::now();
         let life = PodLife::admit(pod, &NodeCeilings::default(), now).map_err(sentences)?;
-        let ip = self.addresses.take().ok_or_else(|| {
-            vec![format!("all {} pod addresses are taken", self.addresses.block())]
+        let slot = self.addresses.take().ok_or_else(|| {
+            vec![format!("all {} pod addresses are taken", self.addresses.blocks())]
         })?;
+        let (ip, second_ip) = self.addresses_of(slot);
         let stored = Stored {
             domain: domain_of(life.pod(), &uid),
             pod: life.pod().clone(),
             objects: Arc::new(objects.into()),
             publish: Vec::new(),
             credentials: Vec::new(),
-            ip: IpAddr::V4(ip),
-            loopback: self.loopback_of(ip),
+            ip,
+            second_ip,
+            loopback: loopback_of(slot),
             accepted: now,
         };
         let host_ips = self.performer.node.facts.ips.clone();
@@ -433,12 +435,12 @@ impl Owner {
         let uid = entry.world.uid.clone();
         // Asked for twice at once, it came by the other.
         if self.pods.contains_key(&uid) {
-            self.give_back(entry.world.stored.ip);
+            self.addresses.give_back(entry.world.stored.ip);
             let _ = answer.send(Ok(()));
             return;
         }
         if let Err(error) = put {
-            self.give_back(entry.world.stored.ip);
+            self.addresses.give_back(entry.world.stored.ip);
             let _ = self.store.remove(&uid);
             let why = format!("the node's data directory cannot be written: {error}");
             let _ = answer.send(Err(vec![why]));

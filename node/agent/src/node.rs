@@ -36,14 +36,11 @@ impl NodeView {
             Some(node) => (node.name.clone(), node.ips.clone()),
             None => {
                 let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-                (name, vec![host.gateway().into()])
+                (name, host.gateways())
             }
         };
         let (found, search) = resolv_conf();
-        let servers = config
-            .name_servers
-            .as_ref()
-            .map_or(found, |given| given.iter().copied().map(IpAddr::V4).collect());
+        let servers = config.name_servers.clone().unwrap_or(found);
         let allocatable = Allocatable {
             cpu: Amount::millis(millis.into()),
             memory: Amount::units(memory),
@@ -52,7 +49,7 @@ impl NodeView {
         let facts = NodeFacts { name, ips, allocatable };
         // As `/etc/resolv.conf` without an `ndots`.
         let resolver = Resolver { servers, search, ndots: 1 };
-        Self { facts, memory, resolver, denied: vec![host.gateway().into()] }
+        Self { facts, memory, resolver, denied: host.gateways() }
     }
 }
 

@@ -391,7 +391,7 @@ impl Owner {
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");
             }
-            self.give_back(entry.world.stored.ip);
+            self.addresses.give_back(entry.world.stored.ip);
         }
         for stopping in &mut self.stopping {
             stopping.uids.remove(uid);

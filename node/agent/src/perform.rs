@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -452,7 +453,7 @@ impl Performer {
                     let get = Get {
                         path: path.clone(),
                         port: *port,
-                        host: world.ip().to_string(),
+                        host: check::host_of(world.ip()),
                         headers: headers.clone(),
                     };
                     match check::get(get, || self.dial(world, *port)).await {
@@ -464,8 +465,8 @@ impl Performer {
                 Handler::Tcp { port } => match self.dial(world, *port).await {
                     Ok(_) => ProbeResult::Passed,
                     Err(error) => ProbeResult::Failed(format!(
-                        "dial tcp {}:{port}: connect: {error}",
-                        world.ip()
+                        "dial tcp {}: connect: {error}",
+                        SocketAddr::new(world.ip(), *port)
                     )),
                 },
                 Handler::Sleep(time) => {

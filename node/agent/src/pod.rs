@@ -252,7 +252,15 @@ impl World {
         }
     }
 
-    /// The pod's address: its own, or the node's where it lives in the host's network.
+    /// The pod's addresses, one of each family: its own, or the node's where it lives in the host's network.
+    pub(crate) fn ips(&self) -> Vec<IpAddr> {
+        if is_on_host(&self.stored.pod) && !self.host_ips.is_empty() {
+            return self.host_ips.clone();
+        }
+        [self.stored.ip].into_iter().chain(self.stored.second_ip).collect()
+    }
+
+    /// The first of them.
     pub(crate) fn ip(&self) -> IpAddr {
         match self.host_ips.first() {
             Some(node) if is_on_host(&self.stored.pod) => *node,

@@ -45,8 +45,8 @@ impl Ports {
     }
 
     /// Leads to a pod what it asks for. It costs nothing where that is nothing.
-    pub(crate) async fn lead(&self, uid: &str, pod: &Pod, ip: IpAddr) -> Result<(), HostError> {
-        let asked = asked(pod, ip);
+    pub(crate) async fn lead(&self, uid: &str, pod: &Pod, ips: &[IpAddr]) -> Result<(), HostError> {
+        let asked = asked(pod, ips);
         if asked.is_empty() {
             return Ok(());
         }
@@ -64,9 +64,9 @@ impl Ports {
     /// At the agent's start: what leads to these pods, and nothing that an earlier agent left beside.
     pub(crate) async fn resume<'a>(
         &self,
-        pods: impl Iterator<Item = (&'a str, &'a Pod, IpAddr)>,
+        pods: impl Iterator<Item = (&'a str, &'a Pod, Vec<IpAddr>)>,
     ) -> Result<(), HostError> {
-        let asked = pods.map(|(uid, pod, ip)| (uid.to_owned(), asked(pod, ip)));
+        let asked = pods.map(|(uid, pod, ips)| (uid.to_owned(), asked(pod, &ips)));
         let asked: Vec<_> = asked.filter(|(_, asked)| !asked.is_empty()).collect();
         // As an earlier agent told it: who calls is led well already.
         self.declared.lock().await.ports = asked.iter().flat_map(|(_, it)| it).copied().collect();
@@ -115,21 +115,25 @@ fn changed_udp(before: &[PodPort], now: &[PodPort]) -> BTreeSet<u16> {
     &of_one(before, now) | &of_one(now, before)
 }
 
-/// What leads to a pod at this address. In the host's network a port is the host's already.
-fn asked(pod: &Pod, ip: IpAddr) -> Vec<PodPort> {
+/// What leads to a pod at these addresses, from the machine's of the same family. In the host's network a port is the host's already.
+fn asked(pod: &Pod, ips: &[IpAddr]) -> Vec<PodPort> {
     if is_on_host(pod) {
         return Vec::new();
     }
-    let each = |it: HostPort| {
+    let each = |it: &HostPort, ip: IpAddr| {
         let protocol = match it.protocol {
             host_ports::Protocol::Tcp => Protocol::Tcp,
             host_ports::Protocol::Udp => Protocol::Udp,
             // It is refused by the table of fields.
             host_ports::Protocol::Sctp => return None,
         };
-        Some(PodPort { host: it.ip, protocol, port: it.port, pod: ip, pod_port: it.container_port })
+        let is_of_family = it.ip.is_none_or(|host| host.is_ipv4() == ip.is_ipv4());
+        let lead =
+            PodPort { host: it.ip, protocol, port: it.port, pod: ip, pod_port: it.container_port };
+        is_of_family.then_some(lead)
     };
-    host_ports::of(pod).into_iter().filter_map(each).collect()
+    let wanted = host_ports::of(pod);
+    wanted.iter().flat_map(|it| ips.iter().filter_map(move |ip| each(it, *ip))).collect()
 }
 
 /// The ports of the machine that a pod asks for and cannot have here, whoever else is here: each a sentence that names the field.
@@ -211,7 +215,7 @@ mod tests {
             { "containerPort": 53, "hostPort": 5353, "protocol": "UDP" },
             { "containerPort": 81 },
         ]);
-        let asked = asked(&pod(json!({ "containers": [{ "name": "c", "ports": ports }] })), IP);
+        let asked = asked(&pod(json!({ "containers": [{ "name": "c", "ports": ports }] })), &[IP]);
 
         let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
         let one = Some(IpAddr::from([192, 0, 2, 1]));
@@ -244,6 +248,9 @@ mod tests {
         let containers =
             json!([{ "name": "c", "ports": [{ "containerPort": 80, "hostPort": 80 }] }]);
 
-        assert_eq!(asked(&pod(json!({ "hostNetwork": true, "containers": containers })), IP), []);
+        assert_eq!(
+            asked(&pod(json!({ "hostNetwork": true, "containers": containers })), &[IP]),
+            []
+        );
     }
 }

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -100,7 +99,7 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce(Front) + Send) -> Resul
     let arguments = ["__broker", "--data-dir"].map(str::to_owned);
     let arguments = arguments.into_iter().chain([data.to_string_lossy().into_owned()]).collect();
     let broker = Some((own.compiler.program.clone(), arguments));
-    let mut host = HostConfig { pod_cidr: config.pod_cidr, broker, ..HostConfig::new(&data) };
+    let mut host = HostConfig { pod_cidrs: config.pod_cidrs, broker, ..HostConfig::new(&data) };
     if let Some(node) = &config.cluster {
         host.denied_node_ports.clone_from(&node.denied_ports);
         host.masquerade = node.masquerade;
@@ -168,7 +167,7 @@ async fn run(
     let since = programs
         .current_since(&own, started.as_second())
         .map_err(|source| AgentError::Data { path: data.join("bin"), source })?;
-    let addresses = AddressPool::new(host.pod_cidr());
+    let addresses = AddressPool::new(host.pod_cidrs());
     let memory = node.memory;
     let domains = Domains::new(host.clone(), programs.clone(), own, code, memory, wake.clone());
     let domains = Arc::new(domains);
@@ -209,9 +208,7 @@ async fn run(
     let mut homeless = Vec::new();
     for mut stored in stored {
         let uid = stored.pod.metadata.uid.clone().unwrap_or_default();
-        if let IpAddr::V4(ip) = stored.ip {
-            owner.addresses.take_this(ip);
-        }
+        owner.addresses.take_this(stored.ip);
         let facts = history.remove(&uid).unwrap_or_default();
         // Taken out, so that the one pod is not copied for its defaults, and then shared.
         let life = match PodLife::recover(std::mem::take(&mut stored.pod), &facts, now) {
@@ -287,7 +284,7 @@ async fn lead_ports(owner: &Owner, alive: &BTreeMap<String, Vec<String>>) {
         return;
     }
     let set_up = alive.values().flatten().filter_map(|uid| owner.pods.get(uid));
-    let set_up = set_up.map(|it| (it.world.uid.as_str(), &*it.world.stored.pod, it.world.ip()));
+    let set_up = set_up.map(|it| (it.world.uid.as_str(), &*it.world.stored.pod, it.world.ips()));
     if let Err(error) = owner.performer.ports.resume(set_up).await {
         // They stay as an earlier agent left them until a pod comes or goes.
         tracing::error!(error = with_causes(&error), "ports of this machine cannot be led to pods");

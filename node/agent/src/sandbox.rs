@@ -96,14 +96,14 @@ pub(crate) async fn set_up(
         .await?;
     set_up_volumes(performer, world, &live.domain, &root).await?;
     if !is_on_host(&world.stored.pod) {
-        live.domain.add_address(world.ip()).await?;
+        live.domain.add_addresses(&world.ips()).await?;
     }
     reopen_published(world, &live).await?;
     let request = Request::CreatePod(pod_sandbox(performer, world));
     live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     publish(world, &live).await?;
-    performer.ports.lead(&world.uid, &world.stored.pod, world.ip()).await?;
-    Ok(vec![world.ip()])
+    performer.ports.lead(&world.uid, &world.stored.pod, &world.ips()).await?;
+    Ok(world.ips())
 }
 
 /// Gives back what [`set_up`] made, as far as it was made. The logs stay until the pod is forgotten.
@@ -116,7 +116,7 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             Err(error) => return Err(SetUpFailed::sandbox(with_causes(&error))),
         }
         if !is_on_host(&world.stored.pod) {
-            let _ = live.domain.remove_address(world.ip()).await;
+            let _ = live.domain.remove_addresses(&world.ips()).await;
         }
         for target in mount_targets(world) {
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
@@ -197,7 +197,7 @@ async fn set_up_volumes(
 ) -> Result<(), SetUpFailed> {
     let uid = domain.uid();
     write_volumes(performer, world, root, uid)?;
-    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
+    let (objects, ips) = (world.stored.objects.get(), world.ips());
     for (index, volume) in world.volumes().iter().enumerate() {
         if volumes::is_written_by_agent(volume) {
             continue;
@@ -273,7 +273,7 @@ fn write_volumes(
     if !below(root, layout::RW).join(&world.uid).exists() {
         return Ok(());
     }
-    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
+    let (objects, ips) = (world.stored.objects.get(), world.ips());
     let context = context(performer, &objects, &ips);
     let mut done = Ok(());
     for (index, volume) in world.volumes().iter().enumerate() {
@@ -415,16 +415,22 @@ pub(crate) fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
     let spec = pod.spec.as_ref();
     let name = world.name();
     let hostname = env::hostname(pod);
-    let mut hosts = vec![HostEntry { ip: world.ip(), names: vec![hostname.clone()] }];
+    let ips = world.ips();
+    let own = ips.iter().map(|&ip| HostEntry { ip, names: vec![hostname.clone()] });
+    let mut hosts: Vec<HostEntry> = own.collect();
     for alias in spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()) {
         if let Ok(ip) = alias.ip.parse() {
             hosts.push(HostEntry { ip, names: alias.hostnames.clone().unwrap_or_default() });
         }
     }
-    let (ipv4, ipv6) = match world.ip() {
-        IpAddr::V4(ip) => (Some(ip), None),
-        IpAddr::V6(ip) => (None, Some(ip)),
-    };
+    let ipv4 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    });
+    let ipv6 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(*ip),
+    });
     let cluster = performer.config.cluster.as_ref().and_then(|cluster| cluster.dns.as_ref());
     let resolver = resolve::resolver(pod, &performer.node.resolver, cluster);
     PodSandbox {
@@ -541,7 +547,7 @@ fn process(
     container: &str,
     ready: &ReadyImage,
 ) -> Result<env::Process, SetUpFailed> {
-    let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
+    let (objects, ips) = (world.stored.objects.get(), world.ips());
     let context = context(performer, &objects, &ips);
     let image = &ready.image;
     let config = ImageConfig {
@@ -612,7 +618,7 @@ async fn guest_mounts(
         let source = match &mount.sub_path {
             None => source,
             Some(sub) if written_by_agent => {
-                let (objects, ips) = (world.stored.objects.get(), [world.ip()]);
+                let (objects, ips) = (world.stored.objects.get(), world.ips());
                 let context = context(performer, &objects, &ips);
                 let all = volumes::files_of(&world.stored.pod, at, &context)
                     .map_err(SetUpFailed::config)?;

@@ -35,6 +35,9 @@ pub(crate) struct Stored {
     pub(crate) credentials: Vec<RegistryCredentials>,
     /// Its address out of the node's block. In the host's network it has the node's instead, and this one is only kept for it.
     pub(crate) ip: IpAddr,
+    /// That of the other family, where the node has blocks of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second_ip: Option<IpAddr>,
     /// The address that stands for its loopback in its domain.
     pub(crate) loopback: Ipv4Addr,
     /// The domain it runs in.

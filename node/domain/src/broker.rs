@@ -192,7 +192,7 @@ mod tests {
                     Change::set_up(1),
                     Change::set_up(out),
                     Change::set_up(inner),
-                    Change::add_address(OWN, out),
+                    Change::add_address(OWN.into(), out),
                     Change::add_neighbour(beyond, theirs, out),
                     Change::add_route_via(beyond, beyond, out, None),
                 ])

@@ -14,6 +14,7 @@ use crate::cgroup::{self, Cgroups, NoGroups};
 use crate::error::{HostError, Step};
 use crate::mounts;
 use crate::netlink::{Change, Netlink};
+use crate::network;
 use crate::nft::{self, Nft};
 use crate::sys::{self, MountChange};
 use crate::user;
@@ -90,6 +91,12 @@ pub fn check_host(scratch: &Path) -> Vec<Check> {
                 network_namespaces(),
                 "pods with an address of their own",
                 "use a kernel with CONFIG_NET_NS and CONFIG_VETH (modprobe veth)",
+            ),
+            check(
+                "ipv6",
+                if network::ipv6_is_on() { Ok("on".into()) } else { Err("off".into()) },
+                "pods with IPv6 addresses, as clusters of IPv6 and dual-stack ones give them",
+                network::IPV6_REMEDY,
             ),
             check(
                 "cgroups",

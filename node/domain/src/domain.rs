@@ -184,39 +184,31 @@ impl Domain {
         Ok(())
     }
 
-    /// Makes an address the domain's.
+    /// Makes addresses the domain's.
     ///
     /// # Errors
-    /// It is not of the data directory's block; the domain lives in the host's network; a step that failed.
-    pub async fn add_address(&self, address: IpAddr) -> Result<(), HostError> {
-        self.with_link(address, Link::add).await
+    /// One is not of the data directory's blocks; the domain lives in the host's network; a step that failed.
+    pub async fn add_addresses(&self, addresses: &[IpAddr]) -> Result<(), HostError> {
+        self.with_link(addresses, Link::add).await
     }
 
-    /// Takes an address from it; also one that it has not.
+    /// Takes addresses from it; also such as it has not.
     ///
     /// # Errors
-    /// As for [`Domain::add_address`].
-    pub async fn remove_address(&self, address: IpAddr) -> Result<(), HostError> {
-        self.with_link(address, Link::remove).await
+    /// As for [`Domain::add_addresses`].
+    pub async fn remove_addresses(&self, addresses: &[IpAddr]) -> Result<(), HostError> {
+        self.with_link(addresses, Link::remove).await
     }
 
     async fn with_link(
         &self,
-        address: IpAddr,
-        change: fn(&mut Link, &mut crate::netlink::Netlink, IpAddr) -> Result<(), HostError>,
+        addresses: &[IpAddr],
+        change: fn(&mut Link, &mut crate::netlink::Netlink, &[IpAddr]) -> Result<(), HostError>,
     ) -> Result<(), HostError> {
-        let shared = self.inner.clone();
-        let in_block = match address {
-            IpAddr::V4(address) => {
-                shared.host.block.contains(address) && address != shared.host.block.gateway()
-            }
-            IpAddr::V6(_) => false,
-        };
-        if !in_block {
-            return Err(HostError::Invalid(format!(
-                "{address} is no pod's address in {}",
-                shared.host.block
-            )));
+        let (shared, addresses) = (self.inner.clone(), addresses.to_owned());
+        let blocks = shared.host.blocks;
+        if let Some(foreign) = addresses.iter().find(|address| !blocks.has_for_pods(**address)) {
+            return Err(HostError::Invalid(format!("{foreign} is no pod's address in {blocks}")));
         }
         blocking(move || {
             let Some(link) = &shared.link else {
@@ -225,7 +217,7 @@ impl Domain {
                 ));
             };
             let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&mut link, &mut shared.host.netlink(), address)
+            change(&mut link, &mut shared.host.netlink(), &addresses)
         })
         .await
     }
@@ -541,14 +533,18 @@ impl Birth<'_> {
         // A copy of the shared root: what is mounted in the one later arrives in the other.
         let seen = mounts::copy_of(root.as_fd()).step(|| "copy the domain's root".into())?;
         let outside = host.user.as_ref().map(user::Ground::socket_of_runner).transpose()?;
-        let block = Outside { base: host.block.base(), prefix: host.block.prefix() };
+        let block = match host.blocks.first().base() {
+            IpAddr::V4(base) => Some(Outside { base, prefix: host.blocks.first().prefix() }),
+            // An ordinary user's pods have IPv4 only.
+            IpAddr::V6(_) => None,
+        };
         let begin = Begin {
             domain: spec.id.host_name().to_owned(),
             uid: record.uid,
             network: ancestry.network,
             mount_point: self.tree.root().to_string_lossy().into_owned(),
             max_files: host.max_files,
-            outside: outside.as_ref().map(|_| block),
+            outside: outside.as_ref().and(block),
         };
         let mut descriptors = vec![listener.as_fd(), seen.as_fd(), host.namespace.as_fd()];
         descriptors.extend(outside.as_ref().map(AsFd::as_fd));
@@ -566,7 +562,7 @@ impl Birth<'_> {
                 &mut netlink,
                 host.id,
                 record.index,
-                host.block,
+                host.blocks,
                 host.mtu,
                 place,
                 namespace,
@@ -676,7 +672,7 @@ pub(crate) fn adopt(host: &Arc<Inner>, id: &DomainId) -> Result<Adopted, HostErr
     end_members(host, id, Some(pid))?;
     let link = if record.own_network {
         let namespace = network_of(pid)?;
-        match Link::find(host.id, record.index, host.block, host.place(), namespace.as_fd()) {
+        match Link::find(host.id, record.index, host.blocks, host.place(), namespace.as_fd()) {
             Ok(link) => Some(Arc::new(Mutex::new(link))),
             Err(error) => {
                 tracing::warn!(domain = %id, %error, "a runner without its link cannot be adopted");

@@ -3,12 +3,13 @@
 //! Nothing is changed by looking. Only root sees all of it. Absent: undoing it ([`crate::host::Host::reset`]), and the pods'
 //! own files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup;
-use crate::cidr::Cidr;
+use crate::cidr::{Blocks, Cidr};
 use crate::error::{HostError, Step};
 use crate::host::{Changed, changed_settings};
 use crate::mounts;
@@ -74,9 +75,11 @@ impl fmt::Display for Kind {
 #[derive(Debug, Default)]
 struct Network {
     links: Vec<String>,
-    has_address: bool,
-    has_claim: bool,
-    pods: usize,
+    /// Of the blocks, those in which the node has its own address.
+    addresses: BTreeSet<Cidr>,
+    claims: BTreeSet<Cidr>,
+    /// How many pods have addresses of a block.
+    pods: BTreeMap<Cidr, usize>,
     ways: Vec<String>,
     rules: Vec<String>,
 }
@@ -88,10 +91,10 @@ struct Network {
 pub fn explain(data: &Path, nft: Option<&Nft>) -> Result<Vec<Thing>, HostError> {
     let id = fs::read_to_string(data.join("id")).ok();
     let id = id.and_then(|id| id.trim().parse::<DataId>().ok());
-    let block = network::kept_block(data, Place::Host);
-    let network = look(id, block)?;
-    let mut things = files(data, block);
-    things.extend(of_network(id, block, network));
+    let blocks = network::kept_blocks(data, Place::Host);
+    let network = look(id, blocks)?;
+    let mut things = files(data, blocks);
+    things.extend(of_network(id, blocks, network));
     things.extend(of_nft(id, nft)?);
     things.extend(settings(changed_settings()?));
     let name = id.map_or_else(|| format!("copepod-{NEW}"), DataId::table);
@@ -113,7 +116,7 @@ fn thing(kind: Kind, name: String, present: bool, purpose: &'static str) -> Thin
     Thing { kind, name, present, purpose }
 }
 
-fn files(data: &Path, block: Option<Cidr>) -> Vec<Thing> {
+fn files(data: &Path, blocks: Option<Blocks>) -> Vec<Thing> {
     let there = |path: PathBuf, purpose| {
         let present = path.exists();
         thing(Kind::File, path.display().to_string(), present, purpose)
@@ -129,16 +132,16 @@ fn files(data: &Path, block: Option<Cidr>) -> Vec<Thing> {
             "keeps the mount namespace in which the pods' volumes are",
         ),
     ];
-    if let Some(block) = block {
+    for block in blocks.iter().flat_map(|blocks| blocks.iter()) {
         things.push(there(network::owner_file(block), "tells who has claimed the block"));
     }
     things.push(there("/run/copepod/changes.json".into(), "the settings below, as they were"));
     things
 }
 
-fn look(id: Option<DataId>, block: Option<Cidr>) -> Result<Network, HostError> {
+fn look(id: Option<DataId>, blocks: Option<Blocks>) -> Result<Network, HostError> {
     let mut found = Network::default();
-    let (Some(id), Some(block)) = (id, block) else { return Ok(found) };
+    let (Some(id), Some(blocks)) = (id, blocks) else { return Ok(found) };
     let step = || "read the network's configuration".to_owned();
     let mut netlink = Netlink::open().step(step)?;
     let links = netlink.links().step(step)?;
@@ -151,24 +154,33 @@ fn look(id: Option<DataId>, block: Option<Cidr>) -> Result<Network, HostError> {
     found.links.retain(|name| name.starts_with(&prefix));
     netlink
         .routes(|route| {
+            let own = blocks.iter().find(|block| block.overlaps(route.block));
             if let Some(way) = ways::of(&route, id.metric()) {
                 let (block, gateway, link) = (way.block, way.gateway, name(way.link));
                 let metric = route.metric;
                 found.ways.push(format!(
                     "{block} via {gateway} dev {link} proto {PROTOCOL} metric {metric}"
                 ));
-            } else if route.ours && route.main && route.block == block && route.link.is_none() {
-                found.has_claim = true;
-            } else if route.ours && route.main && route.block.overlaps(block) {
-                found.pods += 1;
+            } else if route.is_claim() {
+                found.claims.extend(own.filter(|block| *block == route.block));
+            } else if route.ours
+                && route.main
+                && let Some(own) = own
+            {
+                *found.pods.entry(own).or_default() += 1;
             }
             // An address is a route of the table of local addresses.
-            let is_gateway = route.block == Cidr::around(block.gateway(), 32);
-            found.has_address |= is_gateway && !route.main;
+            let is_gateway = |own: &Cidr| {
+                !route.main
+                    && route.block.base() == own.gateway()
+                    && own.offset_of(route.block.last()) == Some(1)
+            };
+            found.addresses.extend(own.filter(is_gateway));
         })
         .step(step)?;
     let rules = netlink.rules().step(step)?;
-    for (_, to) in rules.into_iter().filter(|(from, _)| *from == block) {
+    let is_own = |from: Cidr| blocks.iter().any(|block| block == from);
+    for (block, to) in rules.into_iter().filter(|(from, _)| is_own(*from)) {
         found.rules.push(match to {
             Some(to) => format!("from {block} to {to} lookup main proto {PROTOCOL}"),
             None => format!("from {block} unreachable proto {PROTOCOL}"),
@@ -177,12 +189,9 @@ fn look(id: Option<DataId>, block: Option<Cidr>) -> Result<Network, HostError> {
     Ok(found)
 }
 
-fn of_network(id: Option<DataId>, block: Option<Cidr>, found: Network) -> Vec<Thing> {
+fn of_network(id: Option<DataId>, blocks: Option<Blocks>, found: Network) -> Vec<Thing> {
     let links = id.map_or_else(|| format!("cp{NEW}x"), DataId::link_prefix);
     let metric = id.map_or_else(|| NEW.to_owned(), |id| id.metric().to_string());
-    let own = block.map_or_else(|| BLOCK.to_owned(), |block| block.to_string());
-    let gateway =
-        block.map_or_else(|| format!("{BLOCK}'s first"), |it| format!("{}/32", it.gateway()));
     let mut things = Vec::new();
     // All that are there; or what they will be like.
     let mut each = |kind, there: Vec<String>, like: String, purpose| {
@@ -193,33 +202,47 @@ fn of_network(id: Option<DataId>, block: Option<Cidr>, found: Network) -> Vec<Th
     };
     each(Kind::Link, found.links, format!("{links}*"), "a veth for each runner, and its settings");
     let at = |present: bool, name: String| if present { vec![name] } else { Vec::new() };
-    let address = format!("{gateway} dev lo");
-    each(
-        Kind::Address,
-        at(found.has_address, address.clone()),
-        address,
-        "the node's own address, as pods see it",
-    );
-    let claim = format!("unreachable {own} proto {PROTOCOL}");
-    each(
-        Kind::Route,
-        at(found.has_claim, claim.clone()),
-        claim,
-        "claims the block, so that nobody else takes it",
-    );
-    let pods = format!("{} addresses of {own} dev {links}* proto {PROTOCOL}", found.pods);
-    each(
-        Kind::Route,
-        at(found.pods > 0, pods),
-        format!("POD/32 dev {links}* proto {PROTOCOL}"),
-        "the way to each pod",
-    );
+    let blocks: Vec<Option<Cidr>> = match blocks {
+        Some(blocks) => blocks.iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let name = |block: Option<Cidr>| block.map_or_else(|| BLOCK.to_owned(), |it| it.to_string());
+    for &block in &blocks {
+        let own = name(block);
+        let whole = if block.is_some_and(|block| block.base().is_ipv6()) { 128 } else { 32 };
+        let gateway = block
+            .map_or_else(|| format!("{BLOCK}'s first"), |it| format!("{}/{whole}", it.gateway()));
+        let has = |these: &BTreeSet<Cidr>| block.is_some_and(|block| these.contains(&block));
+        let address = format!("{gateway} dev lo");
+        each(
+            Kind::Address,
+            at(has(&found.addresses), address.clone()),
+            address,
+            "the node's own address, as pods see it",
+        );
+        let claim = format!("unreachable {own} proto {PROTOCOL}");
+        each(
+            Kind::Route,
+            at(has(&found.claims), claim.clone()),
+            claim,
+            "claims the block, so that nobody else takes it",
+        );
+        let count = block.and_then(|block| found.pods.get(&block)).copied().unwrap_or(0);
+        let pods = format!("{count} addresses of {own} dev {links}* proto {PROTOCOL}");
+        each(
+            Kind::Route,
+            at(count > 0, pods),
+            format!("POD/{whole} dev {links}* proto {PROTOCOL}"),
+            "the way to each pod",
+        );
+    }
     each(
         Kind::Route,
         found.ways,
         format!("NODE'S {BLOCK} via NODE proto {PROTOCOL} metric {metric}"),
         "the way to another node's pods (--routes auto)",
     );
+    let own = name(blocks.first().copied().flatten());
     each(
         Kind::Rule,
         found.rules,
@@ -238,21 +261,22 @@ fn of_nft(id: Option<DataId>, nft: Option<&Nft>) -> Result<Vec<Thing>, HostError
     let purpose = "judges what pods send, and masquerades what leaves the cluster";
     let mut things =
         vec![thing(Kind::Nftables, format!("table inet {table}"), parts.is_some(), purpose)];
-    things.extend(["chain forward", "chain input", "chain output", "chain out", "set direct"].map(
-        |part| {
-            let present = parts.iter().flatten().any(|there| there == part);
-            let purpose = match part {
-                "chain forward" => {
-                    "no address but a pod's own, none that is link-local or loopback"
-                }
-                "chain input" => "the same towards this machine, and never the kubelet's port",
-                "chain output" => "published sockets accept and never connect",
-                "chain out" => "masquerade (--masquerade auto)",
-                _ => "blocks that pods reach under their own addresses",
-            };
-            thing(Kind::Nftables, format!("{part} of {table}"), present, purpose)
-        },
-    ));
+    let is_there = |part: &str| parts.iter().flatten().any(|there| there == part);
+    let mut usual = vec!["chain forward", "chain input", "chain output", "chain out", "set direct"];
+    // One set for each family that pods have, IPv4 where nothing is known yet.
+    usual.retain(|part| *part != "set direct" || is_there(part) || !is_there("set direct6"));
+    usual.extend(["set direct6"].iter().filter(|part| is_there(part)));
+    things.extend(usual.into_iter().map(|part| {
+        let present = parts.iter().flatten().any(|there| there == part);
+        let purpose = match part {
+            "chain forward" => "no address but a pod's own, none that is link-local or loopback",
+            "chain input" => "the same towards this machine, and never the kubelet's port",
+            "chain output" => "published sockets accept and never connect",
+            "chain out" => "masquerade (--masquerade auto)",
+            _ => "blocks that pods reach under their own addresses",
+        };
+        thing(Kind::Nftables, format!("{part} of {table}"), present, purpose)
+    }));
     let table = id.map_or_else(|| format!("copepod-{NEW}-ports"), DataId::ports_table);
     let present = match (id, nft) {
         (Some(_), Some(nft)) => nft.parts(&table).step(|| "list the nftables".into())?.is_some(),
@@ -265,14 +289,14 @@ fn of_nft(id: Option<DataId>, nft: Option<&Nft>) -> Result<Vec<Thing>, HostError
 
 fn settings(changed: Vec<Changed>) -> Vec<Thing> {
     let usual = ["/proc/sys/vm/max_map_count", "/proc/sys/net/ipv4/conf/UPLINK/forwarding"];
-    let purpose = |path: &str| match path.ends_with("forwarding") {
-        true => "packets to and from pods are passed on",
-        false => "more instances in one runner",
+    // `force_forwarding` of one link among them.
+    let purpose = |path: &str| match path.rsplit_once('/').map_or(path, |(_, name)| name) {
+        name if name.ends_with("forwarding") => "packets to and from pods are passed on",
+        "accept_ra" => "a machine that passes packets on goes on learning its default route",
+        _ => "more instances in one runner",
     };
     let like = |path: &&str| {
-        let is_this = |changed: &Changed| {
-            changed.path.ends_with("forwarding") == path.ends_with("forwarding")
-        };
+        let is_this = |changed: &Changed| purpose(&changed.path.to_string_lossy()) == purpose(path);
         !changed.iter().any(is_this)
     };
     let absent = usual.iter().filter(|path| like(path));
@@ -295,8 +319,8 @@ fn settings(changed: Vec<Changed>) -> Vec<Thing> {
 mod tests {
     use super::*;
 
-    fn block() -> Cidr {
-        "10.244.1.0/24".parse().expect("a block")
+    fn blocks() -> Blocks {
+        "10.244.1.0/24,fd00:1::/64".parse().expect("blocks")
     }
 
     fn names(things: &[Thing], present: bool) -> Vec<&str> {
@@ -306,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_will_be_made_is_told_by_the_names_that_it_will_have() {
-        let things = of_network(Some(DataId::new(0x00c0_ffee)), Some(block()), Network::default());
+        let things = of_network(Some(DataId::new(0x00c0_ffee)), Some(blocks()), Network::default());
 
         assert_eq!(names(&things, true), Vec::<&str>::new());
         for expected in [
@@ -314,6 +338,9 @@ mod tests {
             "10.244.1.1/32 dev lo",
             "unreachable 10.244.1.0/24 proto 67",
             "POD/32 dev cp00c0ffeex* proto 67",
+            "fd00:1::1/128 dev lo",
+            "unreachable fd00:1::/64 proto 67",
+            "POD/128 dev cp00c0ffeex* proto 67",
             "NODE'S PODCIDR via NODE proto 67 metric 2153807863",
             "from 10.244.1.0/24 unreachable proto 67",
         ] {
@@ -326,19 +353,20 @@ mod tests {
         let way = "10.244.2.0/24 via 192.0.2.2 dev eth0 proto 67 metric 2147483648";
         let found = Network {
             links: vec!["cp00c0ffeex0".into(), "cp00c0ffeex1".into()],
-            has_claim: true,
-            pods: 3,
+            claims: blocks().iter().collect(),
+            pods: [(blocks().first(), 3)].into(),
             ways: vec![way.into()],
             ..Network::default()
         };
 
-        let things = of_network(Some(DataId::new(0x00c0_ffee)), Some(block()), found);
+        let things = of_network(Some(DataId::new(0x00c0_ffee)), Some(blocks()), found);
 
         let there = [
             "cp00c0ffeex0",
             "cp00c0ffeex1",
             "unreachable 10.244.1.0/24 proto 67",
             "3 addresses of 10.244.1.0/24 dev cp00c0ffeex* proto 67",
+            "unreachable fd00:1::/64 proto 67",
             way,
         ];
         assert_eq!(names(&things, true), there);

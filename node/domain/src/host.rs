@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker;
 use crate::cgroup::{self, Cgroups, NoGroups};
-use crate::cidr::Cidr;
+use crate::cidr::{Blocks, Cidr};
 use crate::domain;
 use crate::domain::{Adopted, Domain, DomainSpec};
 use crate::error::{HostError, Step};
@@ -42,8 +43,8 @@ const LINK_MTU: u32 = 1500;
 pub struct HostConfig {
     /// The data directory; made where it is not there.
     pub data: PathBuf,
-    /// The pods' block of addresses; none: a free /18 of 10.64.0.0/10, kept.
-    pub pod_cidr: Option<Cidr>,
+    /// The pods' blocks of addresses; none: a free /18 of 10.64.0.0/10, kept.
+    pub pod_cidrs: Option<Blocks>,
     /// Whether pods reach the world beyond the node under the node's address; else they do under their own.
     pub masquerade: bool,
     /// Blocks that pods reach under their own addresses.
@@ -64,7 +65,7 @@ impl HostConfig {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
-            pod_cidr: None,
+            pod_cidrs: None,
             masquerade: true,
             masquerade_exceptions: Vec::new(),
             direct: Vec::new(),
@@ -99,7 +100,7 @@ pub struct Host {
 pub(crate) struct Inner {
     pub(crate) data: PathBuf,
     pub(crate) id: DataId,
-    pub(crate) block: Cidr,
+    pub(crate) blocks: Blocks,
     pub(crate) mtu: u32,
     pub(crate) max_files: u64,
     pub(crate) cgroups: Box<dyn Cgroups>,
@@ -109,7 +110,8 @@ pub(crate) struct Inner {
     netlink: Mutex<Netlink>,
     indexes: Mutex<()>,
     pub(crate) nft: Option<Nft>,
-    pub(crate) egress: bool,
+    /// Of these, pods' addresses lead to each other, the node and known blocks only.
+    pub(crate) confined: Vec<Cidr>,
     rules: Mutex<Rules>,
     /// Those that the operator named, which are always among the rules'.
     pub(crate) exceptions: Vec<Cidr>,
@@ -165,19 +167,19 @@ impl Host {
         &self.inner.data
     }
 
-    /// The pods' block of addresses.
-    pub fn pod_cidr(&self) -> Cidr {
-        self.inner.block
+    /// The pods' blocks of addresses.
+    pub fn pod_cidrs(&self) -> Blocks {
+        self.inner.blocks
     }
 
-    /// The node's own address as pods see it; requests of the agent to pods come from it.
-    pub fn gateway(&self) -> std::net::Ipv4Addr {
-        self.inner.block.gateway()
+    /// The node's own addresses as pods see them, one in each block; requests of the host to pods come from them.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.inner.blocks.iter().map(Cidr::gateway).collect()
     }
 
-    /// Whether pods reach the world beyond the node.
+    /// Whether pods reach the world beyond the node by all of their addresses.
     pub fn has_egress(&self) -> bool {
-        self.inner.egress
+        self.inner.confined.is_empty()
     }
 
     /// What is missing here, each in a sentence with its remedy.
@@ -278,10 +280,15 @@ impl Inner {
         if user.is_some() {
             // What an ordinary user cannot raise, `copepod check` tells; here one line says it all.
             warnings = vec![user::LOST.into()];
-            let block = network::claim(&mut netlink, &data, id, config.pod_cidr, place)?;
+            if let Some(blocks) = config.pod_cidrs.filter(|blocks| network::has_ipv6(*blocks)) {
+                return Err(HostError::Invalid(format!(
+                    "the pods of an ordinary user have IPv4 addresses only, not of {blocks}: give a block of IPv4, or run as root"
+                )));
+            }
+            let blocks = network::claim(&mut netlink, &data, id, config.pod_cidrs, place)?;
             let rules = Rules {
                 id,
-                block,
+                blocks,
                 masquerade: false,
                 exceptions: Vec::new(),
                 denied_ports: Vec::new(),
@@ -289,7 +296,7 @@ impl Inner {
             return Ok(Self {
                 data,
                 id,
-                block,
+                blocks,
                 mtu: LINK_MTU,
                 max_files,
                 cgroups: Box::new(NoGroups),
@@ -298,7 +305,7 @@ impl Inner {
                 netlink: Mutex::new(netlink),
                 indexes: Mutex::new(()),
                 nft: None,
-                egress: true,
+                confined: Vec::new(),
                 rules: Mutex::new(rules),
                 exceptions: Vec::new(),
                 warnings,
@@ -311,14 +318,20 @@ impl Inner {
             ),
         })?;
 
-        let block = network::claim(&mut netlink, &data, id, config.pod_cidr, place)?;
-        raise_max_map_count(&mut warnings)?;
-        let uplink = network::uplink(&mut netlink)?;
         let nft = Nft::find(config.nft.as_deref());
+        if let Some(blocks) = config
+            .pod_cidrs
+            .or_else(|| network::kept_blocks(&data, place))
+            .filter(|it| network::has_ipv6(*it))
+        {
+            needs_of_ipv6(blocks, nft.as_ref())?;
+        }
+        let blocks = network::claim(&mut netlink, &data, id, config.pod_cidrs, place)?;
+        raise_max_map_count(&mut warnings)?;
         let exceptions = config.masquerade_exceptions;
         let rules = Rules {
             id,
-            block,
+            blocks,
             masquerade: config.masquerade,
             exceptions: exceptions.iter().copied().chain(config.direct).collect(),
             denied_ports: config.denied_node_ports,
@@ -335,22 +348,28 @@ impl Inner {
             )),
             Some(nft) => nft.load(&rules)?,
         }
-        let mut egress = false;
-        if let Some((link, _)) = &uplink
-            && (nft.is_some() || !config.masquerade)
-        {
-            // Answers from the world arrive there, and are to be passed on.
-            forward_on(link)?;
-            egress = true;
+        if network::has_ipv6(blocks) {
+            forward_all_ipv6(&mut netlink)?;
         }
-        let confined_to = (!egress).then_some(rules.exceptions.as_slice());
-        network::confine(&mut netlink, block, confined_to)?;
-        let mtu = uplink.map_or(LINK_MTU, |(_, mtu)| mtu).clamp(1280, 65_535);
+        let (mut confined, mut mtu) = (Vec::new(), 65_535);
+        for block in blocks.iter() {
+            let uplink = network::uplink(&mut netlink, block.base())?;
+            let egress = uplink.as_ref().filter(|_| nft.is_some() || !config.masquerade);
+            if let Some((link, _)) = egress {
+                // Answers from the world arrive there, and are to be passed on.
+                forward_on(link, block.base())?;
+            } else {
+                confined.push(block);
+            }
+            let confined_to = egress.is_none().then_some(rules.exceptions.as_slice());
+            network::confine(&mut netlink, block, confined_to)?;
+            mtu = mtu.min(uplink.map_or(LINK_MTU, |(_, mtu)| mtu));
+        }
         Ok(Self {
             data,
             id,
-            block,
-            mtu,
+            blocks,
+            mtu: mtu.max(1280),
             max_files,
             cgroups,
             namespace,
@@ -358,7 +377,7 @@ impl Inner {
             netlink: Mutex::new(netlink),
             indexes: Mutex::new(()),
             nft,
-            egress,
+            confined,
             rules: Mutex::new(rules),
             exceptions,
             warnings,
@@ -468,9 +487,11 @@ impl Inner {
             .map(|(_, name)| Change::remove_link(&name))
             .collect();
         netlink.apply(&left).step(|| "remove links".into())?;
-        network::confine(&mut netlink, self.block, None)?;
         ways::remove_all(&mut netlink, self.id.metric())?;
-        network::release(&mut netlink, self.block)?;
+        for block in self.blocks.iter() {
+            network::confine(&mut netlink, block, None)?;
+            network::release(&mut netlink, block)?;
+        }
         drop(netlink);
         self.undo_changes()?;
         self.cgroups.remove_all().step(|| "remove the cgroup".into())?;
@@ -630,10 +651,66 @@ impl Changes {
     }
 }
 
-/// Has packets that come by a link of the calling thread's network be passed on.
-pub(crate) fn forward_on(link: &str) -> Result<(), HostError> {
-    let setting = format!("/proc/sys/net/ipv4/conf/{link}/forwarding");
+/// Has packets of this address's family that come by a link of the calling thread's network be passed on.
+pub(crate) fn forward_on(link: &str, family_of: IpAddr) -> Result<(), HostError> {
+    let setting = match family_of {
+        IpAddr::V4(_) => format!("/proc/sys/net/ipv4/conf/{link}/forwarding"),
+        IpAddr::V6(_) => force_forwarding(link),
+    };
+    if family_of.is_ipv6() && !Path::new(&setting).exists() {
+        // It is on for all links: [`forward_all_ipv6`].
+        return Ok(());
+    }
     Changes::open()?.set(Path::new(&setting), "1")
+}
+
+/// The setting by which one link's IPv6 packets are passed on and all else of it stays as it is; Linux knows it from 6.17 on.
+fn force_forwarding(link: &str) -> String {
+    format!("/proc/sys/net/ipv6/conf/{link}/force_forwarding")
+}
+
+/// Where IPv6 packets cannot be passed on by link, has those of all links be. The kernel takes such a machine for a router, which learns
+/// nothing of others: those links that the machine has its default routes by are told to go on learning.
+fn forward_all_ipv6(netlink: &mut Netlink) -> Result<(), HostError> {
+    let all = Path::new("/proc/sys/net/ipv6/conf/all/forwarding");
+    if Path::new(&force_forwarding("lo")).exists() {
+        return Ok(());
+    }
+    let mut by = BTreeSet::new();
+    netlink
+        .routes(|route| {
+            let leads_out = route.main && route.block.prefix() == 0 && route.block.base().is_ipv6();
+            by.extend(route.link.filter(|_| leads_out));
+        })
+        .step(|| "find the default routes".into())?;
+    let links = netlink.links().step(|| "list the links".into())?;
+    let changes = Changes::open()?;
+    for (_, link) in links.iter().filter(|(number, _)| by.contains(number)) {
+        let learns = format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
+        if fs::read_to_string(&learns).is_ok_and(|now| now.trim() == "1") {
+            changes.set(Path::new(&learns), "2")?;
+        }
+    }
+    changes.set(all, "1")
+}
+
+/// What IPv6 pods cannot do without.
+fn needs_of_ipv6(blocks: Blocks, nft: Option<&Nft>) -> Result<(), HostError> {
+    if !network::ipv6_is_on() {
+        return Err(HostError::Unsupported {
+            what: format!("pods with addresses of {blocks}, as IPv6 is off on this machine"),
+            remedy: format!("{}, or give the node a block of IPv4 alone", network::IPV6_REMEDY),
+        });
+    }
+    if nft.is_none() {
+        return Err(HostError::Unsupported {
+            what: format!(
+                "pods with addresses of {blocks}, as without nft nothing would keep a pod from sending under another one's IPv6 address"
+            ),
+            remedy: nft::REMEDY.into(),
+        });
+    }
+    Ok(())
 }
 
 /// The changed settings of the machine, and those of the calling thread's network.

@@ -31,12 +31,12 @@ mod user;
 pub mod ways;
 
 pub use check::{Check, check_host};
-pub use cidr::Cidr;
+pub use cidr::{Blocks, Cidr};
 pub use domain::{Adopted, Domain, DomainSpec, Heir, Limits, Network};
 pub use error::HostError;
 pub use host::{Host, HostConfig};
 pub use mounts::{BindMount, Source};
 pub use names::{DataId, DomainId};
-pub use pool::AddressPool;
+pub use pool::{AddressPool, Slot};
 pub use ports::{NoPorts, PodPort, Protocol};
 pub use ways::{Surroundings, Way, WayChange};

@@ -4,7 +4,7 @@
 //! exists, needs no task per namespace, and sends a batch in one system call. Absent: what to ask (`network`).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rtnetlink::packet_core::{
@@ -19,7 +19,8 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -159,18 +160,20 @@ impl Netlink {
     /// The kernel's.
     pub fn occupied(&mut self) -> io::Result<Vec<Cidr>> {
         let mut blocks = Vec::new();
-        let mut addresses = AddressMessage::default();
-        addresses.header.family = AddressFamily::Inet;
-        self.dump(Message::GetAddress(addresses), |message| {
-            let Message::NewAddress(message) = message else { return };
-            for attribute in &message.attributes {
-                if let AddressAttribute::Address(IpAddr::V4(address))
-                | AddressAttribute::Local(IpAddr::V4(address)) = attribute
-                {
-                    blocks.push(Cidr::around(*address, message.header.prefix_len));
+        for family in FAMILIES {
+            let mut addresses = AddressMessage::default();
+            addresses.header.family = family;
+            self.dump(Message::GetAddress(addresses), |message| {
+                let Message::NewAddress(message) = message else { return };
+                for attribute in &message.attributes {
+                    if let AddressAttribute::Address(address) | AddressAttribute::Local(address) =
+                        attribute
+                    {
+                        blocks.push(Cidr::around(*address, message.header.prefix_len));
+                    }
                 }
-            }
-        })?;
+            })?;
+        }
         self.routes(|route| {
             if route.block.prefix() > 0 {
                 blocks.push(route.block);
@@ -179,44 +182,24 @@ impl Netlink {
         Ok(blocks)
     }
 
-    /// Every IPv4 route of every table.
+    /// Every route of every table.
     ///
     /// # Errors
     /// The kernel's.
     pub fn routes(&mut self, mut each: impl FnMut(Route)) -> io::Result<()> {
-        let mut ask = RouteMessage::default();
-        ask.header.address_family = AddressFamily::Inet;
-        self.dump(Message::GetRoute(ask), |message| {
-            let Message::NewRoute(message) = message else { return };
-            let mut route = Route {
-                block: Cidr::around(
-                    Ipv4Addr::UNSPECIFIED,
-                    message.header.destination_prefix_length,
-                ),
-                kind: message.header.kind,
-                ours: message.header.protocol == RouteProtocol::from(PROTOCOL),
-                main: message.header.table == RouteHeader::RT_TABLE_MAIN,
-                link: None,
-                gateway: None,
-                metric: 0,
-            };
-            for attribute in &message.attributes {
-                match attribute {
-                    RouteAttribute::Destination(
-                        rtnetlink::packet_route::route::RouteAddress::Inet(base),
-                    ) => {
-                        route.block = Cidr::around(*base, message.header.destination_prefix_length);
-                    }
-                    RouteAttribute::Oif(index) => route.link = Some(*index),
-                    RouteAttribute::Gateway(
-                        rtnetlink::packet_route::route::RouteAddress::Inet(gateway),
-                    ) => route.gateway = Some(*gateway),
-                    RouteAttribute::Priority(metric) => route.metric = *metric,
-                    _ => {}
+        for family in FAMILIES {
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = family;
+            self.dump(Message::GetRoute(ask), |message| {
+                // A kernel without IPv6 answers with all routes that it has.
+                if let Message::NewRoute(message) = message
+                    && message.header.address_family == family
+                {
+                    each(route(&message));
                 }
-            }
-            each(route);
-        })
+            })?;
+        }
+        Ok(())
     }
 
     /// The link through which packets to an address leave; none where the address is this namespace's own.
@@ -258,11 +241,15 @@ impl Netlink {
                         }
                     }
                     let is_beyond = route.header.kind == RouteType::Unicast;
-                    answer = Some(Ok(match link.filter(|_| is_beyond) {
-                        None => WayTo::Own,
-                        Some(link) if through => WayTo::Beyond(link),
-                        Some(link) => WayTo::Neighbour(link),
-                    }));
+                    answer = Some(match link.filter(|_| is_beyond) {
+                        // Of IPv6 the kernel tells such a route, of IPv4 an error.
+                        None if route.header.kind == RouteType::Unreachable => {
+                            Err(io::Error::from_raw_os_error(libc::ENETUNREACH))
+                        }
+                        None => Ok(WayTo::Own),
+                        Some(link) if through => Ok(WayTo::Beyond(link)),
+                        Some(link) => Ok(WayTo::Neighbour(link)),
+                    });
                 }
                 NetlinkPayload::Error(error) => {
                     let code = error.code.map_or(libc::EIO, |code| code.get().saturating_abs());
@@ -274,33 +261,38 @@ impl Netlink {
         answer.unwrap_or(Ok(WayTo::Own))
     }
 
-    /// The IPv4 routing rules that bear our protocol number and name a source: from where, and to where; none: to anywhere.
+    /// The routing rules that bear our protocol number and name a source: from where, and to where; none: to anywhere.
     ///
     /// # Errors
     /// The kernel's.
     pub fn rules(&mut self) -> io::Result<Vec<(Cidr, Option<Cidr>)>> {
-        let mut ask = RuleMessage::default();
-        ask.header.family = AddressFamily::Inet;
         let mut rules = Vec::new();
-        self.dump(Message::GetRule(ask), |message| {
-            let Message::NewRule(message) = message else { return };
-            let (mut from, mut to, mut ours) = (None, None, false);
-            for attribute in &message.attributes {
-                match attribute {
-                    RuleAttribute::Source(IpAddr::V4(base)) => {
-                        from = Some(Cidr::around(*base, message.header.src_len));
-                    }
-                    RuleAttribute::Destination(IpAddr::V4(base)) => {
-                        to = Some(Cidr::around(*base, message.header.dst_len));
-                    }
-                    RuleAttribute::Protocol(protocol) => {
-                        ours = *protocol == RouteProtocol::from(PROTOCOL);
-                    }
-                    _ => {}
+        for family in FAMILIES {
+            let mut ask = RuleMessage::default();
+            ask.header.family = family;
+            self.dump(Message::GetRule(ask), |message| {
+                let Message::NewRule(message) = message else { return };
+                if message.header.family != family {
+                    return;
                 }
-            }
-            rules.extend(from.filter(|_| ours).map(|from| (from, to)));
-        })?;
+                let (mut from, mut to, mut ours) = (None, None, false);
+                for attribute in &message.attributes {
+                    match attribute {
+                        RuleAttribute::Source(base) => {
+                            from = Some(Cidr::around(*base, message.header.src_len));
+                        }
+                        RuleAttribute::Destination(base) => {
+                            to = Some(Cidr::around(*base, message.header.dst_len));
+                        }
+                        RuleAttribute::Protocol(protocol) => {
+                            ours = *protocol == RouteProtocol::from(PROTOCOL);
+                        }
+                        _ => {}
+                    }
+                }
+                rules.extend(from.filter(|_| ours).map(|from| (from, to)));
+            })?;
+        }
         Ok(rules)
     }
 
@@ -328,7 +320,47 @@ impl std::fmt::Debug for Netlink {
     }
 }
 
-/// An IPv4 route.
+/// The families, each of which is asked about by itself.
+const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+
+/// A route as the kernel tells it.
+fn route(message: &RouteMessage) -> Route {
+    let any: IpAddr = match message.header.address_family {
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let prefix = message.header.destination_prefix_length;
+    let mut route = Route {
+        block: Cidr::around(any, prefix),
+        kind: message.header.kind,
+        ours: message.header.protocol == RouteProtocol::from(PROTOCOL),
+        main: message.header.table == RouteHeader::RT_TABLE_MAIN,
+        link: None,
+        gateway: None,
+        metric: 0,
+    };
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(base) => {
+                if let Some(base) = address(base) {
+                    route.block = Cidr::around(base, prefix);
+                }
+            }
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    route
+}
+
+/// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads.
@@ -342,9 +374,16 @@ pub struct Route {
     /// Through which link.
     pub link: Option<u32>,
     /// By which neighbour.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// How little it counts beside others to the same block.
     pub metric: u32,
+}
+
+impl Route {
+    /// Whether it is a data directory's claim of a block: see [`Change::add_unreachable`]. (Of IPv6 even such a route has a link.)
+    pub fn is_claim(&self) -> bool {
+        self.ours && self.main && self.kind == RouteType::Unreachable
+    }
 }
 
 /// How packets to an address leave this namespace.
@@ -427,26 +466,24 @@ impl Change {
         Self { message: Message::DelLink(message), flags: 0 }
     }
 
-    fn address(address: Ipv4Addr, link: u32) -> AddressMessage {
+    fn address(address: IpAddr, link: u32) -> AddressMessage {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = 32;
+        message.header.family = family(address);
+        message.header.prefix_len = Self::whole(address).1;
         message.header.scope = AddressScope::Universe;
         message.header.index = link;
-        message.attributes = vec![
-            AddressAttribute::Local(IpAddr::V4(address)),
-            AddressAttribute::Address(IpAddr::V4(address)),
-        ];
+        message.attributes =
+            vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
         message
     }
 
     /// Gives a link an address.
-    pub fn add_address(address: Ipv4Addr, link: u32) -> Self {
+    pub fn add_address(address: IpAddr, link: u32) -> Self {
         Self { message: Message::NewAddress(Self::address(address, link)), flags: ADD }
     }
 
     /// Takes it away.
-    pub fn remove_address(address: Ipv4Addr, link: u32) -> Self {
+    pub fn remove_address(address: IpAddr, link: u32) -> Self {
         Self { message: Message::DelAddress(Self::address(address, link)), flags: 0 }
     }
 
@@ -514,23 +551,23 @@ impl Change {
         Self { message: Message::DelRoute(message), flags: 0 }
     }
 
-    fn route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> RouteMessage {
-        let base = IpAddr::V4(block.base());
+    fn route_to_block(block: Cidr, gateway: IpAddr, link: u32, metric: u32) -> RouteMessage {
+        let base = block.base();
         let mut message = Self::route(Some((base, block.prefix())), base);
-        message.attributes.push(RouteAttribute::Gateway(IpAddr::V4(gateway).into()));
+        message.attributes.push(RouteAttribute::Gateway(gateway.into()));
         message.attributes.push(RouteAttribute::Oif(link));
         message.attributes.push(RouteAttribute::Priority(metric));
         message
     }
 
     /// A block lies behind this neighbour; in the place of a route of this metric to it, and of no other.
-    pub fn set_route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> Self {
+    pub fn set_route_to_block(block: Cidr, gateway: IpAddr, link: u32, metric: u32) -> Self {
         let message = Self::route_to_block(block, gateway, link, metric);
         Self { message: Message::NewRoute(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
     }
 
     /// It does no longer.
-    pub fn remove_route_to_block(block: Cidr, gateway: Ipv4Addr, link: u32, metric: u32) -> Self {
+    pub fn remove_route_to_block(block: Cidr, gateway: IpAddr, link: u32, metric: u32) -> Self {
         let message = Self::route_to_block(block, gateway, link, metric);
         Self { message: Message::DelRoute(message), flags: 0 }
     }
@@ -555,7 +592,7 @@ impl Change {
     }
 
     fn unreachable(block: Cidr) -> RouteMessage {
-        let base = IpAddr::V4(block.base());
+        let base = block.base();
         let mut message = Self::route(Some((base, block.prefix())), base);
         message.header.kind = RouteType::Unreachable;
         message
@@ -573,10 +610,10 @@ impl Change {
 
     fn rule(from: Cidr, to: Option<Cidr>, priority: u32) -> RuleMessage {
         let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(from.base());
         message.header.src_len = from.prefix();
         message.attributes = vec![
-            RuleAttribute::Source(from.base().into()),
+            RuleAttribute::Source(from.base()),
             RuleAttribute::Priority(priority),
             RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
         ];
@@ -584,7 +621,7 @@ impl Change {
             message.header.dst_len = to.prefix();
             message.header.action = RuleAction::ToTable;
             message.header.table = RouteHeader::RT_TABLE_MAIN;
-            message.attributes.push(RuleAttribute::Destination(to.base().into()));
+            message.attributes.push(RuleAttribute::Destination(to.base()));
         } else {
             message.header.action = RuleAction::Unreachable;
         }

@@ -1,23 +1,26 @@
-//! The network of domains: one block of addresses for the data directory, one veth per domain, two routes per pod.
+//! The network of domains: a block of addresses of each family for the data directory, one veth per domain, two routes per address.
 //!
 //! ```text
 //! host: 10.64.0.1 on lo ── cp<id>x<n> ═══ eth0 ── in the domain: default via 169.254.0.1
 //!       podIP via 169.254.0.2 dev cp<id>x<n>         local podIP dev lo
 //! ```
+//! Of IPv6 it is the same with `fe80::1` and `fe80::2`, which no link has as an address either: what a domain sends there reaches nobody.
 //! The two neighbours are entered by hand, so nobody asks for them and no neighbour table grows with the pods. `rp_filter` drops what
-//! leaves a domain with another's address: the first fence against spoofing, with or without nft. Absent: judging by port or policy.
+//! leaves a domain with another's address: the first fence against spoofing, with or without nft. IPv6 has no such setting, and is
+//! not had without nft. Absent: judging by port or policy.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+use rtnetlink::packet_route::route::RouteType;
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
 
-use crate::cidr::{Cidr, candidates};
+use crate::cidr::{Blocks, Cidr, candidates};
 use crate::error::{HostError, Step};
 use crate::mounts::on_a_thread;
 use crate::names::{DataId, DomainIndex};
@@ -25,9 +28,20 @@ use crate::netlink::{Change, Netlink};
 use crate::ways;
 
 /// The host, as a domain's default route names it. Link-local, and on no wire: the neighbour entry is fixed.
-const HOST_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 1));
+fn host_side(family_of: IpAddr) -> IpAddr {
+    match family_of {
+        IpAddr::V4(_) => Ipv4Addr::new(169, 254, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
+
 /// The domain, as the host's routes name it.
-const DOMAIN_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 2));
+fn domain_side(family_of: IpAddr) -> IpAddr {
+    match family_of {
+        IpAddr::V4(_) => Ipv4Addr::new(169, 254, 0, 2).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2).into(),
+    }
+}
 
 /// The domain's end of the link.
 const INSIDE: &str = "eth0";
@@ -42,8 +56,18 @@ const RULE_PRIORITY: u32 = 21_900;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {
     block: Cidr,
+    /// That of the other family, where pods have both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    second: Option<Cidr>,
     boot: String,
     namespace: String,
+}
+
+impl Claim {
+    fn blocks(&self) -> Result<Blocks, HostError> {
+        let all: Vec<Cidr> = [self.block].into_iter().chain(self.second).collect();
+        Blocks::new(&all).map_err(HostError::Invalid)
+    }
 }
 
 /// The machine's current boot.
@@ -103,42 +127,49 @@ impl Place<'_> {
     }
 }
 
-/// Takes the data directory's block of addresses: the one it has in this boot, else the wanted one, else a free one.
+/// Takes the data directory's blocks of addresses: those it has in this boot, else the wanted ones, else a free one of IPv4.
 ///
-/// The claim is a route, "this block is unreachable", of which the kernel takes only one: of two agents that want the same block, one
-/// goes on to the next.
+/// The claim of a block is a route, "this block is unreachable", of which the kernel takes only one: of two agents that want the same
+/// block, one goes on to the next.
 pub(crate) fn claim(
     netlink: &mut Netlink,
     data: &Path,
     id: DataId,
-    wanted: Option<Cidr>,
+    wanted: Option<Blocks>,
     place: Place<'_>,
-) -> Result<Cidr, HostError> {
+) -> Result<Blocks, HostError> {
     let file = data.join("network.json");
     let namespace = place.name()?;
     let boot = boot_id()?;
     let kept: Option<Claim> =
         fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let ours_already = |netlink: &mut Netlink, block: Cidr| -> Result<bool, HostError> {
-        let mut there = false;
+    let ours_already = |netlink: &mut Netlink, blocks: Blocks| -> Result<bool, HostError> {
+        let mut there = BTreeSet::new();
         netlink
-            .routes(|route| there |= route.ours && route.block == block && route.link.is_none())
+            .routes(|route| there.extend(route.is_claim().then_some(route.block)))
             .step(|| "read the routes".into())?;
-        Ok(there)
+        Ok(blocks.iter().all(|block| there.contains(&block)))
     };
     if let Some(kept) = &kept
         && kept.boot == boot
         && kept.namespace == namespace
-        && ours_already(netlink, kept.block)?
+        && ours_already(netlink, kept.blocks()?)?
     {
-        if wanted.is_some_and(|wanted| wanted != kept.block) {
+        let blocks = kept.blocks()?;
+        let is_wanted = |block: Cidr| wanted.is_none_or(|all| all.iter().any(|it| it == block));
+        if !blocks.iter().all(is_wanted) {
             return Err(HostError::Invalid(format!(
-                "this data directory's pods have addresses of {}; stop them, or leave out the other block",
-                kept.block
+                "this data directory's pods have addresses of {blocks}; stop them, or leave out the other block"
             )));
         }
-        set_up(netlink, kept.block)?;
-        return Ok(kept.block);
+        // Runners that live have no other family; they may be of a version that knew IPv4 only.
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != blocks) {
+            tracing::warn!(
+                "pods have addresses of {blocks} and not of all of {wanted}, until this machine restarts or the data directory is reset"
+            );
+        }
+        set_up(netlink, blocks)?;
+        return Ok(blocks);
     }
 
     let is_shared = matches!(place, Place::Host);
@@ -146,37 +177,54 @@ pub(crate) fn claim(
         release_orphans(netlink, &namespace)?;
     }
     let occupied = place.occupied(netlink)?;
-    let preferred = kept.map(|kept| kept.block);
-    let choices: Vec<Cidr> = match wanted {
+    let preferred = kept.map(|kept| kept.blocks()).transpose()?;
+    let choices: Vec<Blocks> = match wanted {
         Some(wanted) => vec![wanted],
-        None => preferred.into_iter().chain(candidates(id.value())).collect(),
+        None => preferred.into_iter().chain(candidates(id.value()).map(Blocks::from)).collect(),
     };
-    for block in choices {
-        if occupied.iter().any(|other| other.overlaps(block)) {
+    let is_free = |block: Cidr| !occupied.iter().any(|other| other.overlaps(block));
+    for blocks in choices {
+        if !blocks.iter().all(is_free) || !take(netlink, blocks)? {
             continue;
         }
-        let results = netlink
-            .try_each(&[Change::add_unreachable(block)])
-            .step(|| format!("claim {block}"))?;
-        match results.into_iter().next().unwrap_or(Ok(())) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-            Err(error) => return Err(error).step(|| format!("claim {block}")),
-        }
-        set_up(netlink, block)?;
+        set_up(netlink, blocks)?;
         if is_shared {
-            let (data, namespace) = (data.to_owned(), namespace.clone());
-            let owner = Owner { data, namespace, id: Some(id.to_string()) };
-            write_json(&owner_file(block), &owner)?;
+            for block in blocks.iter() {
+                let (data, namespace) = (data.to_owned(), namespace.clone());
+                let owner = Owner { data, namespace, id: Some(id.to_string()) };
+                write_json(&owner_file(block), &owner)?;
+            }
         }
-        write_json(&file, &Claim { block, boot, namespace })?;
-        return Ok(block);
+        let (block, second) = (blocks.first(), blocks.iter().nth(1));
+        write_json(&file, &Claim { block, second, boot, namespace })?;
+        return Ok(blocks);
     }
     match wanted {
-        Some(wanted) => Err(HostError::Invalid(format!(
-            "an address or route of this machine lies in {wanted}; choose another block of pod addresses"
-        ))),
+        Some(wanted) => {
+            let block = wanted.iter().find(|block| !is_free(*block)).unwrap_or(wanted.first());
+            Err(HostError::Invalid(format!(
+                "an address or route of this machine lies in {block}; choose another block of pod addresses"
+            )))
+        }
         None => Err(HostError::Exhausted("block of pod addresses in 10.64.0.0/10")),
+    }
+}
+
+/// Claims all of the blocks, or none where somebody else has one of them.
+fn take(netlink: &mut Netlink, blocks: Blocks) -> Result<bool, HostError> {
+    let step = || format!("claim {blocks}");
+    let claims: Vec<Change> = blocks.iter().map(Change::add_unreachable).collect();
+    let results = netlink.try_each(&claims).step(step)?;
+    if results.iter().all(Result::is_ok) {
+        return Ok(true);
+    }
+    let done = blocks.iter().zip(&results).filter(|(_, result)| result.is_ok());
+    let undo: Vec<Change> = done.map(|(block, _)| Change::remove_unreachable(block)).collect();
+    netlink.apply(&undo).step(step)?;
+    let is_taken = |error: &io::Error| error.raw_os_error() == Some(libc::EEXIST);
+    match results.into_iter().filter_map(Result::err).find(|error| !is_taken(error)) {
+        Some(error) => Err(error).step(step),
+        None => Ok(false),
     }
 }
 
@@ -202,12 +250,12 @@ pub(crate) fn networks_with_claims() -> BTreeSet<String> {
     owners.filter(|owner| owner.data.exists()).map(|owner| owner.namespace).collect()
 }
 
-/// A claim as its data directory keeps it: the block, while it is this boot's and this network's.
-pub(crate) fn kept_block(data: &Path, place: Place<'_>) -> Option<Cidr> {
+/// A claim as its data directory keeps it: the blocks, while it is this boot's and this network's.
+pub(crate) fn kept_blocks(data: &Path, place: Place<'_>) -> Option<Blocks> {
     let bytes = fs::read(data.join("network.json")).ok()?;
     let claim: Claim = serde_json::from_slice(&bytes).ok()?;
     let holds = claim.boot == boot_id().ok()? && claim.namespace == place.name().ok()?;
-    holds.then_some(claim.block)
+    claim.blocks().ok().filter(|_| holds)
 }
 
 pub(crate) fn owner_file(block: Cidr) -> PathBuf {
@@ -246,10 +294,10 @@ fn release_orphans(netlink: &mut Netlink, namespace: &str) -> Result<(), HostErr
     Ok(())
 }
 
-fn set_up(netlink: &mut Netlink, block: Cidr) -> Result<(), HostError> {
-    netlink
-        .apply(&[Change::add_address(block.gateway(), LOOPBACK)])
-        .step(|| format!("add the address {}", block.gateway()))
+fn set_up(netlink: &mut Netlink, blocks: Blocks) -> Result<(), HostError> {
+    let addresses: Vec<Change> =
+        blocks.iter().map(|block| Change::add_address(block.gateway(), LOOPBACK)).collect();
+    netlink.apply(&addresses).step(|| format!("add the node's own addresses in {blocks}"))
 }
 
 /// Gives the block up again.
@@ -275,12 +323,15 @@ pub(crate) fn forget_claim(data: &Path) -> Result<(), HostError> {
         fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(claim) = kept else { return Ok(()) };
     let mut netlink = Netlink::open().step(|| "ask the kernel for its network".into())?;
-    confine(&mut netlink, claim.block, None)?;
-    release(&mut netlink, claim.block)?;
+    for block in claim.blocks()?.iter() {
+        confine(&mut netlink, block, None)?;
+        release(&mut netlink, block)?;
+    }
     fs::remove_file(&file).step(|| format!("delete {}", file.display()))
 }
 
-/// Lets pods reach the world; or, with blocks, only each other, the node, and these.
+/// Lets pods reach the world by their addresses of this block; or, with blocks, only each other, the node, and those of these that are
+/// of its family.
 pub(crate) fn confine(
     netlink: &mut Netlink,
     block: Cidr,
@@ -289,7 +340,9 @@ pub(crate) fn confine(
     let step = || format!("set the routing rules of {block}");
     let here = netlink.rules().step(step)?;
     let here = here.into_iter().filter(|(from, _)| *from == block).map(|(_, to)| to);
-    let (add, remove) = rules(block, to, &here.collect());
+    let to: Option<Vec<Cidr>> =
+        to.map(|to| to.iter().copied().filter(|to| to.is_of_family_of(block.base())).collect());
+    let (add, remove) = rules(block, to.as_deref(), &here.collect());
     let priority = |to: Option<Cidr>| RULE_PRIORITY + u32::from(to.is_none());
     let added = add.into_iter().map(|to| Change::add_rule(block, to, priority(to)));
     let removed = remove.into_iter().map(|to| Change::remove_rule(block, to, priority(to)));
@@ -311,13 +364,17 @@ fn rules(
     (add, here.iter().copied().filter(|it| !is_wanted(it)).collect())
 }
 
-/// The link of the default route: its name and the longest packet that it takes.
-pub(crate) fn uplink(netlink: &mut Netlink) -> Result<Option<(String, u32)>, HostError> {
+/// The link of the default route of this address's family: its name and the longest packet that it takes.
+pub(crate) fn uplink(
+    netlink: &mut Netlink,
+    family_of: IpAddr,
+) -> Result<Option<(String, u32)>, HostError> {
     let step = || "find the default route".to_owned();
     let mut through = None;
     netlink
         .routes(|route| {
-            if route.main && route.block.prefix() == 0 {
+            let leads_out = route.main && route.kind == RouteType::Unicast;
+            if leads_out && route.block.prefix() == 0 && route.block.is_of_family_of(family_of) {
                 through = through.or(route.link);
             }
         })
@@ -336,7 +393,7 @@ pub(crate) fn uplink(netlink: &mut Netlink) -> Result<Option<(String, u32)>, Hos
 #[derive(Debug)]
 pub(crate) struct Link {
     index: u32,
-    gateway: Ipv4Addr,
+    blocks: Blocks,
     inside: Netlink,
 }
 
@@ -353,7 +410,7 @@ impl Link {
         netlink: &mut Netlink,
         id: DataId,
         index: DomainIndex,
-        block: Cidr,
+        blocks: Blocks,
         mtu: u32,
         place: Place<'_>,
         namespace: BorrowedFd<'_>,
@@ -367,34 +424,41 @@ impl Link {
         netlink.apply(&[add]).step(step)?;
         let settings_of = name.clone();
         let number = place.enter(move || {
-            set_our_end(&settings_of)?;
+            set_our_end(&settings_of, blocks)?;
             link_number(&settings_of).step(|| format!("find the link {settings_of}"))
         })?;
-        netlink
-            .apply(&[Change::set_up(number), Change::add_neighbour(DOMAIN_SIDE, inner, number)])
-            .step(step)?;
-        let inside = Self::make_inside(namespace, outer)?;
-        Ok(Self { index: number, gateway: block.gateway(), inside })
+        let neighbour =
+            |block: Cidr| Change::add_neighbour(domain_side(block.base()), inner, number);
+        let up = [Change::set_up(number)].into_iter().chain(blocks.iter().map(neighbour));
+        netlink.apply(&up.collect::<Vec<_>>()).step(step)?;
+        let inside = Self::make_inside(namespace, outer, blocks)?;
+        Ok(Self { index: number, blocks, inside })
     }
 
-    fn make_inside(namespace: BorrowedFd<'_>, host: [u8; 6]) -> Result<Netlink, HostError> {
+    fn make_inside(
+        namespace: BorrowedFd<'_>,
+        host: [u8; 6],
+        blocks: Blocks,
+    ) -> Result<Netlink, HostError> {
         let step = || "set the domain's network up".to_owned();
         Place::Own(namespace).enter(move || {
             // The files under /proc/sys/net are those of the thread that opens them.
             let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
             fs::write(path, "0").step(|| format!("write {path}"))?;
             write_if_there("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")?;
-            write_if_there(&format!("/proc/sys/net/ipv6/conf/{INSIDE}/disable_ipv6"), "1")?;
+            if has_ipv6(blocks) {
+                // A machine may have new namespaces begin without it.
+                write_ipv6("lo", "disable_ipv6", "0")?;
+            }
+            set_ipv6(INSIDE, blocks)?;
             let mut inside = Netlink::open().step(step)?;
             let number = link_number(INSIDE).step(step)?;
-            inside
-                .apply(&[
-                    Change::set_up(LOOPBACK),
-                    Change::set_up(number),
-                    Change::add_neighbour(HOST_SIDE, host, number),
-                    Change::add_default_route(HOST_SIDE, number),
-                ])
-                .step(step)?;
+            let mut changes = vec![Change::set_up(LOOPBACK), Change::set_up(number)];
+            for side in blocks.iter().map(|block| host_side(block.base())) {
+                changes.push(Change::add_neighbour(side, host, number));
+                changes.push(Change::add_default_route(side, number));
+            }
+            inside.apply(&changes).step(step)?;
             Ok(inside)
         })
     }
@@ -403,7 +467,7 @@ impl Link {
     pub(crate) fn find(
         id: DataId,
         index: DomainIndex,
-        block: Cidr,
+        blocks: Blocks,
         place: Place<'_>,
         namespace: BorrowedFd<'_>,
     ) -> Result<Self, HostError> {
@@ -411,28 +475,43 @@ impl Link {
         let number =
             place.enter(move || link_number(&name).step(|| format!("find the link {name}")))?;
         let inside = Place::Own(namespace).netlink()?;
-        Ok(Self { index: number, gateway: block.gateway(), inside })
+        Ok(Self { index: number, blocks, inside })
     }
 
-    /// Makes the address the domain's: inside it is local, and the host routes it there.
-    pub(crate) fn add(&mut self, host: &mut Netlink, address: IpAddr) -> Result<(), HostError> {
-        let step = || format!("give the domain the address {address}");
-        let source = Some(IpAddr::V4(self.gateway));
-        let route = Change::add_route_via(address, DOMAIN_SIDE, self.index, source);
-        self.inside.apply(&[Change::add_local(address, LOOPBACK)]).step(step)?;
-        host.apply(&[route]).step(step)
+    /// Makes the addresses the domain's: inside they are local, and the host routes them there.
+    pub(crate) fn add(
+        &mut self,
+        host: &mut Netlink,
+        addresses: &[IpAddr],
+    ) -> Result<(), HostError> {
+        let step = || format!("give the domain the addresses {addresses:?}");
+        let route = |&address: &IpAddr| {
+            let source = self.blocks.of_family_of(address).map(Cidr::gateway);
+            Change::add_route_via(address, domain_side(address), self.index, source)
+        };
+        let routes: Vec<Change> = addresses.iter().map(route).collect();
+        let local = |&address: &IpAddr| Change::add_local(address, LOOPBACK);
+        self.inside.apply(&addresses.iter().map(local).collect::<Vec<_>>()).step(step)?;
+        host.apply(&routes).step(step)
     }
 
-    /// It is the domain's no longer: packets to it find nothing.
-    pub(crate) fn remove(&mut self, host: &mut Netlink, address: IpAddr) -> Result<(), HostError> {
-        let step = || format!("take the address {address} from the domain");
-        host.apply(&[Change::remove_route_via(address, DOMAIN_SIDE, self.index)]).step(step)?;
-        self.inside.apply(&[Change::remove_local(address, LOOPBACK)]).step(step)
+    /// They are the domain's no longer: packets to them find nothing.
+    pub(crate) fn remove(
+        &mut self,
+        host: &mut Netlink,
+        addresses: &[IpAddr],
+    ) -> Result<(), HostError> {
+        let step = || format!("take the addresses {addresses:?} from the domain");
+        let route =
+            |&address: &IpAddr| Change::remove_route_via(address, domain_side(address), self.index);
+        host.apply(&addresses.iter().map(route).collect::<Vec<_>>()).step(step)?;
+        let local = |&address: &IpAddr| Change::remove_local(address, LOOPBACK);
+        self.inside.apply(&addresses.iter().map(local).collect::<Vec<_>>()).step(step)
     }
 }
 
 /// Settings of a link's end on our side, of the calling thread's network.
-fn set_our_end(name: &str) -> Result<(), HostError> {
+fn set_our_end(name: &str, blocks: Blocks) -> Result<(), HostError> {
     for (key, value) in [
         // Of the kernel's two values for a link and for all links the stricter holds.
         ("ipv4/conf/{}/rp_filter", "1"),
@@ -446,8 +525,49 @@ fn set_our_end(name: &str) -> Result<(), HostError> {
         let path = format!("/proc/sys/net/{}", key.replace("{}", name));
         fs::write(&path, value).step(|| format!("write {path}"))?;
     }
-    // Without IPv6 there is no link-local address over which a runner could reach a daemon of the host.
-    write_if_there(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")
+    set_ipv6(name, blocks)?;
+    if has_ipv6(blocks) {
+        // Of a kernel that does not know it, the switch for all links is on.
+        write_if_there(&format!("/proc/sys/net/ipv6/conf/{name}/force_forwarding"), "1")?;
+    }
+    Ok(())
+}
+
+/// Whether the calling thread's network has IPv6.
+pub(crate) fn ipv6_is_on() -> bool {
+    let off = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    off.is_ok_and(|off| off.trim() == "0")
+}
+
+/// How to get it, for messages.
+pub(crate) const IPV6_REMEDY: &str = "sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0 (a kernel that was \
+     started with ipv6.disable=1 has to be started without)";
+
+pub(crate) fn has_ipv6(blocks: Blocks) -> bool {
+    blocks.iter().any(|block| block.base().is_ipv6())
+}
+
+/// IPv6 on one end of a link, before it is up. Where pods have no IPv6 it is off, and where they have, without an address that the kernel
+/// would give it: in both cases there is no link-local address over which a runner could reach a daemon of the host.
+fn set_ipv6(link: &str, blocks: Blocks) -> Result<(), HostError> {
+    if !has_ipv6(blocks) {
+        return write_if_there(&format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
+    }
+    for (key, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("accept_source_route", "0"),
+        ("disable_ipv6", "0"),
+    ] {
+        write_ipv6(link, key, value)?;
+    }
+    Ok(())
+}
+
+fn write_ipv6(link: &str, key: &str, value: &str) -> Result<(), HostError> {
+    let path = format!("/proc/sys/net/ipv6/conf/{link}/{key}");
+    fs::write(&path, value).step(|| format!("write {path}"))
 }
 
 fn link_number(name: &str) -> io::Result<u32> {

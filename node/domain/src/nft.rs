@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cidr::{Cidr, largest};
+use crate::cidr::{Blocks, Cidr, largest};
 use crate::error::{HostError, Step};
 use crate::names::DataId;
 use crate::published;
@@ -16,8 +16,40 @@ use crate::published;
 /// The variable that names the program where it is not on the path.
 pub const VARIABLE: &str = "COPEPOD_NFT";
 
-/// The set of blocks that are not masqueraded.
-const DIRECT: &str = "direct";
+/// What the rules need of a family.
+struct Family {
+    /// Its packets, as `nft` names them.
+    packets: &'static str,
+    /// Its addresses in a set.
+    addresses: &'static str,
+    /// The set of blocks that are not masqueraded.
+    direct: &'static str,
+    /// Loopback and link-local addresses.
+    near: &'static str,
+    /// Those, and groups.
+    unroutable: &'static str,
+}
+
+const IPV4: Family = Family {
+    packets: "ip",
+    addresses: "ipv4_addr",
+    direct: "direct",
+    near: "127.0.0.0/8, 169.254.0.0/16",
+    unroutable: "127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4",
+};
+
+const IPV6: Family = Family {
+    packets: "ip6",
+    addresses: "ipv6_addr",
+    direct: "direct6",
+    // Groups too: on every link a daemon may listen to some.
+    near: "::1, fe80::/10, ff00::/8",
+    unroutable: "::1, fe80::/10, ff00::/8",
+};
+
+fn family(block: Cidr) -> Family {
+    if block.base().is_ipv4() { IPV4 } else { IPV6 }
+}
 
 /// How to get the program, for messages.
 pub const REMEDY: &str =
@@ -35,7 +67,7 @@ pub struct Rules {
     /// Whose table.
     pub id: DataId,
     /// The pods' addresses.
-    pub block: Cidr,
+    pub blocks: Blocks,
     /// Whether pods reach the world beyond the node, under the node's address.
     pub masquerade: bool,
     /// Blocks beside the pods' own that pods reach under their own addresses.
@@ -49,25 +81,27 @@ impl Rules {
         self.id.table()
     }
 
-    /// The blocks that are not masqueraded, with commas between. None lies in another: the kernel's set would not take that.
-    fn direct(&self) -> String {
-        let all = largest(self.exceptions.iter().copied().chain([self.block]));
+    /// The blocks of the family of this one of the pods' that are not masqueraded, with commas between. None lies in another: the
+    /// kernel's set would not take that.
+    fn direct(&self, own: Cidr) -> String {
+        let all = self.exceptions.iter().copied().chain([own]);
+        let all = largest(all.filter(|block| block.is_of_family_of(own.base())));
         all.iter().map(Cidr::to_string).collect::<Vec<_>>().join(", ")
     }
 
     /// Other exceptions in `nft`'s language, as one transaction that leaves the chains as they are: every packet meets the set before it
     /// or the set after it. None where nothing is masqueraded.
     pub fn other_exceptions(&self) -> Option<String> {
-        let (table, direct) = (self.table(), self.direct());
-        let text = format!(
-            "flush set inet {table} {DIRECT}\nadd element inet {table} {DIRECT} {{ {direct} }}\n"
-        );
-        self.masquerade.then_some(text)
+        let table = self.table();
+        let each = |block: Cidr| {
+            let (set, direct) = (family(block).direct, self.direct(block));
+            format!("flush set inet {table} {set}\nadd element inet {table} {set} {{ {direct} }}\n")
+        };
+        self.masquerade.then(|| self.blocks.iter().map(each).collect())
     }
 
     /// The table in `nft`'s language; loading it replaces the one that is there, as one transaction.
     pub fn text(&self) -> String {
-        let Self { block, .. } = self;
         let table = self.table();
         let links = format!("\"{}*\"", self.id.link_prefix());
         let ports: Vec<_> = self.denied_ports.iter().map(u16::to_string).collect();
@@ -76,30 +110,59 @@ impl Rules {
         } else {
             format!("    iifname {links} tcp dport {{ {} }} drop\n", ports.join(", "))
         };
-        let way_out = if self.masquerade {
-            format!(
-                "  set {DIRECT} {{\n    type ipv4_addr\n    flags interval\n    elements = {{ {} }}\n  }}\n  \
-                 chain out {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
-                 ip saddr {block} ip daddr != @{DIRECT} oifname != {links} masquerade\n  }}\n",
-                self.direct()
-            )
-        } else {
-            String::new()
+        // What is not from a pod's address, of whatever family.
+        let own: String = self
+            .blocks
+            .iter()
+            .map(|block| format!("{} saddr != {block}", family(block).packets))
+            .chain(self.absent().map(|family| format!("meta nfproto {family}")))
+            .map(|packets| format!("    iifname {links} {packets} drop\n"))
+            .collect();
+        let never = |what: fn(&Family) -> &'static str| -> String {
+            let to = |block: Cidr| {
+                let family = family(block);
+                let (packets, unreached) = (family.packets, what(&family));
+                format!("    iifname {links} {packets} daddr {{ {unreached} }} drop\n")
+            };
+            self.blocks.iter().map(to).collect()
         };
+        let (unroutable, near) = (never(|it| it.unroutable), never(|it| it.near));
+        let way_out = if self.masquerade { self.way_out(&links) } else { String::new() };
         let owner = published::OWNER;
         // Spoofing: the way back to the source must be the link on which the packet came. `{links}` ends in a wildcard.
         format!(
             "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  \
-             chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
-             iifname {links} ip saddr != {block} drop\n    \
-             iifname {links} fib saddr . iif oif missing drop\n    \
-             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 }} drop\n  }}\n  \
-             chain input {{\n    type filter hook input priority filter; policy accept;\n    \
-             iifname {links} ip saddr != {block} drop\n    \
-             iifname {links} fib saddr . iif oif missing drop\n    \
-             iifname {links} ip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} drop\n{denied}  }}\n  \
+             chain forward {{\n    type filter hook forward priority filter; policy accept;\n\
+             {own}    iifname {links} fib saddr . iif oif missing drop\n{unroutable}  }}\n  \
+             chain input {{\n    type filter hook input priority filter; policy accept;\n\
+             {own}    iifname {links} fib saddr . iif oif missing drop\n{near}{denied}  }}\n  \
              chain output {{\n    type filter hook output priority filter; policy accept;\n    \
              meta skuid {owner} ct state new reject\n  }}\n{way_out}}}\n"
+        )
+    }
+
+    /// The family, as `nft` names it, of which pods have no addresses.
+    fn absent(&self) -> impl Iterator<Item = &'static str> {
+        let of = |v4: bool| self.blocks.iter().any(|block| block.base().is_ipv4() == v4);
+        [("ipv4", of(true)), ("ipv6", of(false))]
+            .into_iter()
+            .filter_map(|(family, there)| (!there).then_some(family))
+    }
+
+    fn way_out(&self, links: &str) -> String {
+        let (mut sets, mut chain) = (String::new(), String::new());
+        for block in self.blocks.iter() {
+            let Family { packets, addresses, direct, .. } = family(block);
+            sets += &format!(
+                "  set {direct} {{\n    type {addresses}\n    flags interval\n    elements = {{ {} }}\n  }}\n",
+                self.direct(block)
+            );
+            chain += &format!(
+                "    {packets} saddr {block} {packets} daddr != @{direct} oifname != {links} masquerade\n"
+            );
+        }
+        format!(
+            "{sets}  chain out {{\n    type nat hook postrouting priority srcnat; policy accept;\n{chain}  }}\n"
         )
     }
 }
@@ -216,7 +279,7 @@ mod tests {
     fn rules() -> Rules {
         Rules {
             id: DataId::new(0x00c0_ffee),
-            block: "10.64.64.0/18".parse().expect("a block"),
+            blocks: "10.64.64.0/18".parse().expect("a block"),
             masquerade: true,
             exceptions: vec!["192.168.0.0/16".parse().expect("a block")],
             denied_ports: vec![10250],
@@ -233,6 +296,34 @@ mod tests {
         assert!(text.contains("meta skuid 1999999999 ct state new reject"));
         assert!(text.contains("elements = { 10.64.64.0/18, 192.168.0.0/16 }"));
         assert!(text.contains("ip saddr 10.64.64.0/18 ip daddr != @direct"));
+        assert_eq!(text.matches("iifname \"cp00c0ffeex*\" meta nfproto ipv6 drop").count(), 2);
+    }
+
+    #[test]
+    fn both_families_are_judged_alike_and_masqueraded_but_for_their_own_exceptions() {
+        let blocks = "fd00:64::/64,10.64.64.0/18".parse().expect("blocks");
+        let exceptions = ["192.168.0.0/16", "fd00:65::/64"].map(|it| it.parse().expect("a block"));
+        let rules = Rules { blocks, exceptions: exceptions.into(), ..rules() };
+
+        let text = rules.text();
+
+        for (line, times) in [
+            ("iifname \"cp00c0ffeex*\" ip saddr != 10.64.64.0/18 drop", 2),
+            ("iifname \"cp00c0ffeex*\" ip6 saddr != fd00:64::/64 drop", 2),
+            ("iifname \"cp00c0ffeex*\" ip6 daddr { ::1, fe80::/10, ff00::/8 } drop", 2),
+            ("elements = { 10.64.64.0/18, 192.168.0.0/16 }", 1),
+            ("elements = { fd00:64::/64, fd00:65::/64 }", 1),
+            (
+                "ip6 saddr fd00:64::/64 ip6 daddr != @direct6 oifname != \"cp00c0ffeex*\" masquerade",
+                1,
+            ),
+        ] {
+            assert_eq!(text.matches(line).count(), times, "{line}: {text}");
+        }
+        assert!(!text.contains("nfproto"));
+        let other = rules.other_exceptions().expect("masqueraded");
+        assert!(other.contains("direct { 10.64.64.0/18, 192.168.0.0/16 }"), "{other}");
+        assert!(other.contains("direct6 { fd00:64::/64, fd00:65::/64 }"), "{other}");
     }
 
     #[test]

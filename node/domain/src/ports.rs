@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rtnetlink::packet_route::route::RouteType;
 
-use crate::cidr::Cidr;
+use crate::cidr::{Blocks, Cidr};
 use crate::conntrack;
 use crate::error::{HostError, Step};
 use crate::host::{Host, Inner, blocking, forward_on};
@@ -120,7 +120,8 @@ impl Inner {
             };
         };
         self.pass_on(ports)?;
-        let table = Table { id: self.id, block: self.block, hidden: !self.egress, ports };
+        let hidden = &self.confined;
+        let table = Table { id: self.id, blocks: self.blocks, hidden, ports };
         nft.run(&["-f", "-"], &table.text())
             .step(|| format!("set the table {}", self.id.ports_table()))
     }
@@ -132,24 +133,33 @@ impl Inner {
         if ports.is_empty() {
             return Ok(());
         }
-        let mut through = BTreeSet::new();
+        // Of each link, an address of either family by which calls come.
+        let mut through: BTreeMap<(u32, bool), IpAddr> = BTreeMap::new();
         let mut netlink = self.netlink();
         netlink
             .routes(|route| {
                 // An address is a route of the table of local addresses.
                 let address = route.block.base();
-                let is_address = route.kind == RouteType::Local && route.block.prefix() == 32;
-                let is_wanted = of_all || wanted.contains(&IpAddr::V4(address));
-                if is_address && is_wanted && !address.is_loopback() {
-                    through.extend(route.link);
+                let whole = if address.is_ipv4() { 32 } else { 128 };
+                let is_address = route.kind == RouteType::Local && route.block.prefix() == whole;
+                let is_wanted = of_all || wanted.contains(&address);
+                let is_led = ports.iter().any(|it| it.pod.is_ipv4() == address.is_ipv4());
+                if let Some(link) = route.link
+                    && is_address
+                    && is_wanted
+                    && is_led
+                    && !address.is_loopback()
+                {
+                    through.insert((link, address.is_ipv4()), address);
                 }
             })
             .step(|| "read the machine's addresses".into())?;
         let links = netlink.links().step(|| "list the links".into())?;
-        for (_, name) in
-            links.iter().filter(|(number, name)| through.contains(number) && name != "lo")
-        {
-            forward_on(name)?;
+        for ((link, _), address) in through {
+            let name = links.iter().find(|(number, name)| *number == link && name != "lo");
+            if let Some((_, name)) = name {
+                forward_on(name, address)?;
+            }
         }
         Ok(())
     }
@@ -163,25 +173,29 @@ impl Inner {
 /// The kernel's words for an address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Family {
-    /// The protocol's name.
+    /// The protocol's name in a header's field.
     name: &'static str,
+    /// Its name where packets are told apart by it.
+    protocol: &'static str,
     /// The type of its addresses.
     address: &'static str,
     /// Addresses that no packet from outside may have.
     loopback: &'static str,
 }
 
-const IPV4: Family = Family { name: "ip", address: "ipv4_addr", loopback: "127.0.0.0/8" };
-const IPV6: Family = Family { name: "ip6", address: "ipv6_addr", loopback: "::1" };
+const IPV4: Family =
+    Family { name: "ip", protocol: "ipv4", address: "ipv4_addr", loopback: "127.0.0.0/8" };
+const IPV6: Family =
+    Family { name: "ip6", protocol: "ipv6", address: "ipv6_addr", loopback: "::1" };
 
 /// What the table says.
 #[derive(Debug)]
 struct Table<'a> {
     id: DataId,
     /// The pods' addresses.
-    block: Cidr,
-    /// Pods cannot answer the world: it is hidden from them behind the node's own address.
-    hidden: bool,
+    blocks: Blocks,
+    /// Of these, pods cannot answer the world: it is hidden from them behind the node's own address.
+    hidden: &'a [Cidr],
     ports: &'a [PodPort],
 }
 
@@ -197,15 +211,31 @@ impl Table<'_> {
         for family in [IPV4, IPV6] {
             self.lead(family, &mut maps, &mut leads);
         }
-        let gateway = self.block.gateway();
-        for wanted in self.of_loopback() {
-            let _ = writeln!(from_loopback, "    {wanted} ip saddr set {gateway}");
-        }
+        let (mut back, mut to_loopback) = <(String, String)>::default();
         let links = format!("\"{}*\"", self.id.link_prefix());
-        let whose = match self.hidden {
-            true => String::new(),
-            false => format!("ip saddr {} ", self.block),
-        };
+        for block in self.blocks.iter() {
+            let gateway = block.gateway();
+            let family = if gateway.is_ipv4() { IPV4 } else { IPV6 };
+            let name = family.name;
+            let whose = match self.hidden.contains(&block) {
+                true => format!("meta nfproto {} ", family.protocol),
+                false => format!("{name} saddr {block} "),
+            };
+            let _ = writeln!(
+                back,
+                "    oifname {links} {whose}ct status dnat snat {name} to {gateway}"
+            );
+            if family == IPV4 {
+                for wanted in self.of_loopback() {
+                    let _ = writeln!(from_loopback, "    {wanted} ip saddr set {gateway}");
+                }
+                let _ = writeln!(
+                    to_loopback,
+                    "    ct direction reply ct original ip saddr {gateway} ct original ip daddr {} ip daddr set 127.0.0.1",
+                    IPV4.loopback
+                );
+            }
+        }
         let (four, six) = (IPV4.loopback, IPV6.loopback);
         // A pod that calls a port of its own node gets the answer from the node: in the same domain it would come by another way.
         let _ = write!(
@@ -216,11 +246,9 @@ impl Table<'_> {
              ip daddr {four} return\n    ip6 daddr {six} return\n    fib daddr type local jump ports\n  }}\n  \
              chain from-here {{\n    type nat hook output priority -100; policy accept;\n    \
              fib daddr type local jump ports\n  }}\n  \
-             chain back {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
-             oifname {links} {whose}ct status dnat snat ip to {gateway}\n  }}\n  \
+             chain back {{\n    type nat hook postrouting priority srcnat; policy accept;\n{back}  }}\n  \
              chain from-loopback {{\n    type filter hook output priority raw; policy accept;\n{from_loopback}  }}\n  \
-             chain to-loopback {{\n    type filter hook input priority 150; policy accept;\n    \
-             ct direction reply ct original ip saddr {gateway} ct original ip daddr {four} ip daddr set 127.0.0.1\n  }}\n}}\n"
+             chain to-loopback {{\n    type filter hook input priority 150; policy accept;\n{to_loopback}  }}\n}}\n"
         );
         text
     }
@@ -294,8 +322,22 @@ mod tests {
     }
 
     fn text(ports: &[PodPort]) -> String {
-        let block = "10.64.64.0/18".parse().expect("a block");
-        Table { id: DataId::new(0x00c0_ffee), block, hidden: false, ports }.text()
+        let blocks = ["10.64.64.0/18", "fd00::/64"].map(|it| it.parse().expect("a block"));
+        let blocks = Blocks::new(&blocks).expect("one of each family");
+        Table { id: DataId::new(0x00c0_ffee), blocks, hidden: &[], ports }.text()
+    }
+
+    #[test]
+    fn who_calls_from_a_pod_s_address_is_seen_as_the_gateway_of_that_family() {
+        let text = text(&[port(None, 8080, "10.64.64.5"), port(None, 8080, "fd00::5")]);
+
+        for rule in [
+            "ip saddr 10.64.64.0/18 ct status dnat snat ip to 10.64.64.1",
+            "ip6 saddr fd00::/64 ct status dnat snat ip6 to fd00::1",
+        ] {
+            assert!(text.contains(rule), "{rule}: {text}");
+        }
+        assert_eq!(text.matches("ip daddr set 127.0.0.1").count(), 1, "{text}");
     }
 
     #[test]

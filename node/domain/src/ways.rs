@@ -2,13 +2,13 @@
 //!
 //! A route of ours bears our protocol number and the data directory's metric, so that it is found again after a crash, told from
 //! another data directory's, and of less weight than anybody else's route to the same block. Absent: which ways there should be
-//! (`copepod-kubelet`, in `routes`), and IPv6.
+//! (`copepod-kubelet`, in `routes`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::cidr::Cidr;
+use crate::cidr::{Blocks, Cidr};
 use crate::error::{HostError, Step};
 use crate::host::{Host, Inner, blocking, forward_on};
 use crate::netlink::{Change, Netlink, Route, WayTo};
@@ -19,8 +19,8 @@ use crate::network;
 pub struct Way {
     /// The pods' addresses.
     pub block: Cidr,
-    /// The node's own address.
-    pub gateway: Ipv4Addr,
+    /// The node's own address, of the family of its pods'.
+    pub gateway: IpAddr,
     /// The link's number.
     pub link: u32,
 }
@@ -42,7 +42,7 @@ pub struct Surroundings {
     /// Blocks to which the main table has somebody else's routes, or which somebody here has claimed; without the default route.
     pub others: BTreeSet<Cidr>,
     /// How each address that was asked about is reached; nothing for one to which no route leads.
-    pub reach: BTreeMap<Ipv4Addr, WayTo>,
+    pub reach: BTreeMap<IpAddr, WayTo>,
 }
 
 impl Host {
@@ -50,7 +50,7 @@ impl Host {
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn surroundings(&self, nodes: Vec<Ipv4Addr>) -> Result<Surroundings, HostError> {
+    pub async fn surroundings(&self, nodes: Vec<IpAddr>) -> Result<Surroundings, HostError> {
         let inner = self.inner.clone();
         blocking(move || inner.surroundings(&nodes)).await
     }
@@ -79,19 +79,19 @@ impl Host {
 }
 
 impl Inner {
-    fn surroundings(&self, nodes: &[Ipv4Addr]) -> Result<Surroundings, HostError> {
+    fn surroundings(&self, nodes: &[IpAddr]) -> Result<Surroundings, HostError> {
         let mut seen = Surroundings::default();
         let metric = self.id.metric();
         let mut netlink = self.netlink();
         let each = |route: Route| match of(&route, metric) {
             Some(way) => drop(seen.ours.insert(way)),
-            None if is_of_others(&route, self.block) => drop(seen.others.insert(route.block)),
+            None if is_of_others(&route, self.blocks) => drop(seen.others.insert(route.block)),
             None => {}
         };
         netlink.routes(each).step(|| "read the routes".into())?;
         for &node in nodes {
             // The kernel's answer for one that cannot be reached is an error.
-            if let Ok(way) = netlink.way_to(node.into()) {
+            if let Ok(way) = netlink.way_to(node) {
                 seen.reach.insert(node, way);
             }
         }
@@ -101,17 +101,20 @@ impl Inner {
     fn change_ways(&self, changes: &[WayChange]) -> Result<Vec<(WayChange, io::Error)>, HostError> {
         let metric = self.id.metric();
         let mut netlink = self.netlink();
-        let through: BTreeSet<u32> = changes
+        // Once for each link and family.
+        let through: BTreeMap<(u32, bool), IpAddr> = changes
             .iter()
             .filter_map(|change| match change {
-                WayChange::Set(way) => Some(way.link),
+                WayChange::Set(way) => Some(((way.link, way.gateway.is_ipv4()), way.gateway)),
                 WayChange::Remove(_) => None,
             })
             .collect();
         if !through.is_empty() {
             let links = netlink.links().step(|| "list the links".into())?;
-            for (_, name) in links.iter().filter(|(number, _)| through.contains(number)) {
-                forward_on(name)?;
+            for ((link, _), gateway) in through {
+                if let Some((_, name)) = links.iter().find(|(number, _)| *number == link) {
+                    forward_on(name, gateway)?;
+                }
             }
         }
         let asked: Vec<Change> = changes
@@ -143,8 +146,8 @@ impl Inner {
             // Where somebody has flushed all tables, ours comes back whole.
             nft.set_exceptions(&rules).or_else(|_| nft.load(&rules))?;
         }
-        if !self.egress {
-            network::confine(&mut self.netlink(), self.block, Some(rules.exceptions.as_slice()))?;
+        for block in &self.confined {
+            network::confine(&mut self.netlink(), *block, Some(rules.exceptions.as_slice()))?;
         }
         Ok(())
     }
@@ -157,9 +160,9 @@ pub(crate) fn of(route: &Route, metric: u32) -> Option<Way> {
     ours.then_some(Way { block: route.block, gateway, link })
 }
 
-/// Whether a route keeps its block for somebody else than the data directory with this block and other data directories' ways and pods.
-fn is_of_others(route: &Route, own: Cidr) -> bool {
-    let is_claim = route.link.is_none() && route.block != own;
+/// Whether a route keeps its block for somebody else than the data directory with these blocks and other data directories' ways and pods.
+fn is_of_others(route: &Route, own: Blocks) -> bool {
+    let is_claim = route.is_claim() && own.iter().all(|block| route.block != block);
     route.main && route.block.prefix() > 0 && (is_claim || !route.ours)
 }
 
@@ -196,7 +199,7 @@ mod tests {
             ours: true,
             main: true,
             link: Some(3),
-            gateway: Some(Ipv4Addr::new(192, 0, 2, 2)),
+            gateway: Some(IpAddr::from([192, 0, 2, 2])),
             metric: METRIC,
         }
     }
@@ -213,13 +216,19 @@ mod tests {
 
     #[test]
     fn what_others_route_or_claim_is_theirs_and_a_default_route_is_no_claim() {
-        let own = block("10.244.1.0/24");
-        let claim = |to: &str| Route { link: None, gateway: None, metric: 0, ..route(to) };
+        let own: Blocks = "10.244.1.0/24,fd00:1::/64".parse().expect("blocks");
+        let claim = |to: &str| {
+            let kind = RouteType::Unreachable;
+            Route { kind, link: None, gateway: None, metric: 0, ..route(to) }
+        };
 
         assert!(is_of_others(&Route { ours: false, ..route("10.244.2.0/24") }, own));
         assert!(is_of_others(&claim("10.244.2.0/24"), own), "another data directory's pods");
+        assert!(is_of_others(&Route { link: Some(1), ..claim("fd00:2::/64") }, own));
         for free in [
             claim("10.244.1.0/24"),
+            // Of IPv6 the kernel tells the loopback's link.
+            Route { link: Some(1), ..claim("fd00:1::/64") },
             route("10.244.2.0/24"),
             Route { ours: false, ..route("0.0.0.0/0") },
             Route { ours: false, main: false, ..route("10.244.2.0/24") },

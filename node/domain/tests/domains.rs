@@ -1,6 +1,6 @@
 //! Domains with real runners on the real kernel: reached, fenced, adopted, and gone without a trace.
 //!
-//! These tests need root, and the runner built by `cargo build -p copepod-runner` (or named by `COPEPOD_RUNNER`); without either they fail.
+//! These tests need root, nft, and the runner built by `cargo build -p copepod-runner` (or named by `COPEPOD_RUNNER`); without either they fail.
 //! Each has a data directory, and by its id names of links, cgroup and routes, of its own, and removes them also where it fails.
 
 mod bench;
@@ -24,8 +24,13 @@ use rustix::net::connect_unspec;
 /// How long something is waited for that should not come. Nothing is concluded from how long something took.
 const NOTHING_COMES: Duration = Duration::from_millis(500);
 
+/// The first of the addresses of a pod that comes so late.
+fn address_of(host: &Host, offset: u32) -> IpAddr {
+    host.pod_cidrs().first().at(offset).expect("it is in the block")
+}
+
 /// What a connection to a port answers on which nobody listens: that the packet arrived, and that the way back is there.
-fn reached(address: Ipv4Addr) -> bool {
+fn reached(address: IpAddr) -> bool {
     let target = SocketAddr::from((address, 9));
     let result = TcpStream::connect_timeout(&target, Duration::from_secs(2));
     matches!(result, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
@@ -36,15 +41,15 @@ fn a_domain_is_reached_at_its_addresses_as_long_as_it_has_them() {
     Bench::run("reached", async |bench| {
         let host = bench.enter();
         let domain = bench.start(&host, "a").await;
-        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
+        let address = address_of(&host, 10);
         assert!(!reached(address), "nobody has it yet");
 
-        domain.add_address(address.into()).await.expect("added");
-        domain.add_address(address.into()).await.expect("adding again changes nothing");
+        domain.add_addresses(&[address]).await.expect("added");
+        domain.add_addresses(&[address]).await.expect("adding again changes nothing");
         assert!(reached(address));
 
-        domain.remove_address(address.into()).await.expect("removed");
-        domain.remove_address(address.into()).await.expect("removing again changes nothing");
+        domain.remove_addresses(&[address]).await.expect("removed");
+        domain.remove_addresses(&[address]).await.expect("removing again changes nothing");
         assert!(!reached(address));
     });
 }
@@ -82,10 +87,10 @@ fn only_addresses_of_the_block_are_given_to_a_domain() {
 
         for foreign in ["192.0.2.77", "127.0.0.1", "::1"] {
             let address: IpAddr = foreign.parse().expect("an address");
-            let error = domain.add_address(address).await.expect_err(foreign);
+            let error = domain.add_addresses(&[address]).await.expect_err(foreign);
             assert!(matches!(error, HostError::Invalid(_)), "{error}");
         }
-        domain.add_address(host.gateway().into()).await.expect_err("the node's own");
+        domain.add_addresses(&host.gateways()).await.expect_err("the node's own");
     });
 }
 
@@ -135,75 +140,140 @@ fn a_runner_can_neither_start_trace_mount_nor_reach_what_is_not_its_own() {
 #[test]
 fn a_runner_that_forges_another_domains_address_is_not_heard() {
     Bench::run("spoofed", async |bench| {
-        let host = bench.enter();
+        let host = bench.enter_with("10.199.1.0/24,fd00:c0de:1::/64");
         let victim = bench.start(&host, "victim").await;
         let attacker = bench.start_attacker(&host, "attacker").await;
-        let base = host.pod_cidr().base().to_bits();
-        let (theirs, own) = (Ipv4Addr::from(base + 20), Ipv4Addr::from(base + 21));
-        victim.add_address(theirs.into()).await.expect("added");
-        attacker.add_address(own.into()).await.expect("added");
-        let ear = UdpSocket::bind((host.gateway(), 0)).expect("the node's address is there");
-        ear.set_read_timeout(Some(NOTHING_COMES)).expect("set");
-        let target = ear.local_addr().expect("bound");
-        let mut buffer = [0; 64];
+        let foreign: [IpAddr; 6] =
+            ["192.0.2.2", "8.8.8.8", "2001:db8::2", "fe80::1", "fe80::2", "::1"]
+                .map(|it| it.parse().expect("an address"));
+        for block in host.pod_cidrs().iter() {
+            let of = |offset| block.at(offset).expect("it is in the block");
+            let (theirs, own, nobodys) = (of(20), of(21), of(22));
+            victim.add_addresses(&[theirs]).await.expect("added");
+            attacker.add_addresses(&[own]).await.expect("added");
+            let ear = UdpSocket::bind((block.gateway(), 0)).expect("the node's address is there");
+            ear.set_read_timeout(Some(NOTHING_COMES)).expect("set");
+            let target = ear.local_addr().expect("bound");
+            let mut buffer = [0; 64];
 
-        // Its own address is heard: the way is open.
-        attempts(&attacker, &format!("spoof:{own}>{target}")).expect_allowed();
-        let (_, source) = ear.recv_from(&mut buffer).expect("its own datagram arrives");
-        assert_eq!(source.ip(), IpAddr::from(own));
+            // Its own address is heard: the way is open.
+            attempts(&attacker, &format!("spoof:{own}>{target}")).expect_allowed();
+            let (_, source) = ear.recv_from(&mut buffer).expect("its own datagram arrives");
+            assert_eq!(source.ip(), own);
 
-        // Binding to another's address is not to be prevented inside its own namespace; being heard under it is.
-        let nobodys = Ipv4Addr::from(base + 22);
-        for forged in [theirs, nobodys, host.gateway(), [192, 0, 2, 2].into(), [8, 8, 8, 8].into()]
-        {
-            attempts(&attacker, &format!("spoof:{forged}>{target}")).tried();
-            let heard = ear.recv_from(&mut buffer);
-            assert!(heard.is_err(), "heard under {forged}: {heard:?}");
+            // Binding to another's address is not to be prevented inside its own namespace; being heard under it is.
+            let forged = [theirs, nobodys, block.gateway()].into_iter();
+            let foreign = foreign.into_iter().filter(|it| block.is_of_family_of(*it));
+            for forged in forged.chain(foreign) {
+                attempts(&attacker, &format!("spoof:{forged}>{target}")).tried();
+                let heard = ear.recv_from(&mut buffer);
+                assert!(heard.is_err(), "heard under {forged}: {heard:?}");
+            }
+            let squat = SocketAddr::new(theirs, 80);
+            if block.base().is_ipv4() {
+                attempts(&attacker, &format!("bind:{squat}")).expect_errno(&[libc::EADDRNOTAVAIL]);
+            }
+            // Squatting changes nothing for the owner: the host's route leads to the victim.
+            attempts(&attacker, &format!("freebind:{squat}")).tried();
+            assert!(reached(theirs));
         }
-        attempts(&attacker, &format!("bind:{theirs}:80")).expect_errno(&[libc::EADDRNOTAVAIL]);
-        // Squatting changes nothing for the owner: the host's route leads to the victim.
-        attempts(&attacker, &format!("freebind:{theirs}:80")).tried();
-        assert!(reached(theirs));
     });
 }
 
 #[test]
 fn a_domain_does_not_reach_the_nodes_loopback_or_the_link_below() {
     Bench::run("loopback", async |bench| {
-        let host = bench.enter();
+        let host = bench.enter_with("10.199.2.0/24,fd00:c0de:2::/64");
         let attacker = bench.start_attacker(&host, "attacker").await;
-        let own = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 21);
-        attacker.add_address(own.into()).await.expect("added");
-        let ear = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-        let port = ear.local_addr().expect("bound").port();
-        let everywhere = std::net::TcpListener::bind(("0.0.0.0", 0)).expect("bound");
-        let open = everywhere.local_addr().expect("bound").port();
+        for (block, any, loopback, near) in [
+            (0, "0.0.0.0", "127.0.0.1", ["169.254.0.1:", "169.254.169.254:"]),
+            (1, "[::]", "[::1]", ["[fe80::1%2]:", "[ff02::1%2]:"]),
+        ] {
+            let block = host.pod_cidrs().iter().nth(block).expect("one of each family");
+            let own = block.at(21).expect("it is in the block");
+            attacker.add_addresses(&[own]).await.expect("added");
+            let ear = std::net::TcpListener::bind(format!("{loopback}:0")).expect("bound");
+            let private = ear.local_addr().expect("bound");
+            let everywhere = std::net::TcpListener::bind(format!("{any}:0")).expect("bound");
+            let open = everywhere.local_addr().expect("bound").port();
+            let gateway = SocketAddr::new(block.gateway(), open);
 
-        attempts(&attacker, &format!("spoof-connect:{own}>{}:{open}", host.gateway()))
-            .expect_allowed();
-        attempts(&attacker, &format!("connect:127.0.0.1:{port}")).expect_refused();
-        attempts(&attacker, &format!("spoof-connect:{own}>127.0.0.1:{port}")).expect_refused();
-        attempts(&attacker, &format!("spoof-connect:{own}>169.254.0.1:{open}")).expect_refused();
-        attempts(&attacker, &format!("spoof-connect:{own}>169.254.169.254:80")).expect_refused();
+            attempts(&attacker, &format!("spoof-connect:{own}>{gateway}")).expect_allowed();
+            attempts(&attacker, &format!("connect:{private}")).expect_refused();
+            attempts(&attacker, &format!("spoof-connect:{own}>{private}")).expect_refused();
+            for near in near {
+                attempts(&attacker, &format!("spoof-connect:{own}>{near}{open}")).expect_refused();
+            }
+        }
     });
 }
 
 #[test]
 fn pods_of_two_domains_talk_over_the_host() {
     Bench::run("talk", async |bench| {
-        let host = bench.enter();
+        let host = bench.enter_with("fd00:c0de:3::/64,10.199.3.0/24");
         let one = bench.start(&host, "one").await;
         let two = bench.start_attacker(&host, "two").await;
-        let base = host.pod_cidr().base().to_bits();
-        let (a, b) = (Ipv4Addr::from(base + 30), Ipv4Addr::from(base + 31));
-        one.add_address(a.into()).await.expect("added");
-        two.add_address(b.into()).await.expect("added");
+        let all = |offset| host.pod_cidrs().iter().filter_map(move |block| block.at(offset));
+        one.add_addresses(&all(30).collect::<Vec<_>>()).await.expect("added");
+        two.add_addresses(&all(31).collect::<Vec<_>>()).await.expect("added");
+        for (a, b) in all(30).zip(all(31)) {
+            let to = |ip| SocketAddr::new(ip, 80);
+            // Nobody listens: the refusal is the other domain's own.
+            attempts(&two, &format!("spoof-connect:{b}>{}", to(a)))
+                .expect_errno(&[libc::ECONNREFUSED]);
+            assert!(reached(a) && reached(b));
+        }
+        for (nobody, b) in all(32).zip(all(31)) {
+            attempts(&two, &format!("spoof-connect:{b}>{}", SocketAddr::new(nobody, 80)))
+                .expect_errno(&[libc::EHOSTUNREACH, libc::ENETUNREACH]);
+        }
+    });
+}
 
-        // Nobody listens: the refusal is the other domain's own.
-        attempts(&two, &format!("spoof-connect:{b}>{a}:80")).expect_errno(&[libc::ECONNREFUSED]);
-        let nobody = Ipv4Addr::from(base + 32);
-        attempts(&two, &format!("spoof-connect:{b}>{nobody}:80"))
-            .expect_errno(&[libc::EHOSTUNREACH]);
+#[test]
+fn a_domain_of_ipv6_alone_is_reached_as_long_as_it_has_its_address_and_its_link_has_none() {
+    Bench::run("six", async |bench| {
+        let host = bench.enter_with("fd00:c0de:4::/64");
+        let before = bench.traces(&host);
+        let domain = bench.start_attacker(&host, "a").await;
+        let address = address_of(&host, 10);
+        assert!(!reached(address), "nobody has it yet");
+
+        domain.add_addresses(&[address]).await.expect("added");
+        domain.add_addresses(&[address]).await.expect("adding again changes nothing");
+        assert!(reached(address));
+        let things = explain(host.data(), copepod_domain::nft::Nft::find(None).as_ref());
+        let told: Vec<String> = things.expect("looked").into_iter().map(|it| it.name).collect();
+        assert!(
+            told.iter().any(|it| it.starts_with("1 addresses of fd00:c0de:4::/64")),
+            "{told:?}"
+        );
+        let links = World::ip("-6 -o addr show");
+        let own = links.lines().filter(|line| line.contains(&host.id().link_prefix())).count();
+        assert_eq!(own, 0, "{links}");
+        domain.remove_addresses(&[address]).await.expect("removed");
+        assert!(!reached(address));
+
+        host.remove_domain(domain.id()).await.expect("removed");
+        assert_eq!(bench.traces(&host), before);
+        host.reset().await.expect("undone");
+        let left = World::ip("-6 route show table all");
+        assert!(!left.contains("fd00:c0de:4:"), "{left}");
+    });
+}
+
+#[test]
+fn ipv6_without_nft_is_refused_with_the_reason_and_leaves_nothing() {
+    Bench::run("six-no-nft", async |bench| {
+        let mut config = bench.config();
+        config.pod_cidrs = Some("10.199.5.0/24,fd00:c0de:5::/64".parse().expect("blocks"));
+        config.nft = Some("/nowhere/nft".into());
+
+        let error = Host::enter(config).expect_err("refused").to_string();
+
+        assert!(error.contains("nftables") && error.contains("IPv6 address"), "{error}");
+        assert!(!World::ip("route show table all").contains("10.199.5."));
     });
 }
 
@@ -306,8 +376,8 @@ fn a_removed_domain_leaves_nothing_behind() {
         let host = bench.enter();
         let before = bench.traces(&host);
         let domain = bench.start(&host, "a").await;
-        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
-        domain.add_address(address.into()).await.expect("added");
+        let address = address_of(&host, 10);
+        domain.add_addresses(&[address]).await.expect("added");
         domain.mount_tmpfs(Path::new("rw/t"), 1 << 20).await.expect("mounted");
         let pid = domain.pid();
         let outside = bench.scratch("outside");
@@ -336,9 +406,9 @@ fn a_runner_outlives_its_agent_and_the_next_agent_takes_it_over() {
     let first = async |bench: &Bench| {
         let host = bench.enter();
         let domain = bench.start_attacker(&host, "a").await;
-        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
-        domain.add_address(address.into()).await.expect("added");
-        (domain.id().clone(), domain.pid(), domain.uid(), host.pod_cidr(), address)
+        let address = address_of(&host, 10);
+        domain.add_addresses(&[address]).await.expect("added");
+        (domain.id().clone(), domain.pid(), domain.uid(), host.pod_cidrs().first(), address)
     };
     Bench::run_two("adopted", first, async |bench, (id, pid, uid, block, address)| {
         let next = bench.enter();
@@ -346,10 +416,10 @@ fn a_runner_outlives_its_agent_and_the_next_agent_takes_it_over() {
             panic!("the runner lives");
         };
 
-        assert_eq!((domain.pid(), domain.uid(), next.pod_cidr()), (pid, uid, block));
+        assert_eq!((domain.pid(), domain.uid(), next.pod_cidrs().first()), (pid, uid, block));
         assert!(reached(address), "its address was kept");
-        let another = Ipv4Addr::from(block.base().to_bits() + 11);
-        domain.add_address(another.into()).await.expect("added");
+        let another = address_of(&next, 11);
+        domain.add_addresses(&[another]).await.expect("added");
         assert!(reached(another));
         domain.mount_tmpfs(Path::new("rw/t"), 4096).await.expect("mounted");
         attempts(&domain, "write:/rw/t/new").expect_allowed();
@@ -376,8 +446,8 @@ fn a_runner_that_died_is_noticed_and_its_successor_inherits_user_and_files() {
         assert_ne!(successor.pid(), domain.pid());
         assert_eq!(successor.uid(), domain.uid());
         attempts(&successor, "read:/state/exits/record").expect_allowed();
-        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
-        successor.add_address(address.into()).await.expect("added");
+        let address = address_of(&host, 10);
+        successor.add_addresses(&[address]).await.expect("added");
         assert!(reached(address));
     });
 }
@@ -446,17 +516,17 @@ fn two_data_directories_live_side_by_side() {
     Bench::run("side-one", async |one| {
         let host = one.enter();
         let domain = one.start(&host, "same").await;
-        let address = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 10);
-        domain.add_address(address.into()).await.expect("added");
-        let block = host.pod_cidr();
+        let address = address_of(&host, 10);
+        domain.add_addresses(&[address]).await.expect("added");
+        let block = host.pod_cidrs().first();
 
         let other_block = Bench::run("side-two", async |two| {
             let other = two.enter();
             let domain = two.start(&other, "same").await;
-            let address = Ipv4Addr::from(other.pod_cidr().base().to_bits() + 10);
-            domain.add_address(address.into()).await.expect("added");
+            let address = address_of(&other, 10);
+            domain.add_addresses(&[address]).await.expect("added");
             assert!(reached(address));
-            other.pod_cidr()
+            other.pod_cidrs().first()
         });
 
         assert!(!block.overlaps(other_block));
@@ -468,11 +538,11 @@ fn two_data_directories_live_side_by_side() {
 fn a_configured_block_that_is_in_use_is_refused() {
     Bench::run("occupied", async |one| {
         let host = one.enter();
-        let taken = host.pod_cidr();
+        let taken = host.pod_cidrs().first();
 
         Bench::run("occupied-two", async |two| {
             let mut config = two.config();
-            config.pod_cidr = Some(taken);
+            config.pod_cidrs = Some(taken.into());
             let error = copepod_domain::Host::enter(config).expect_err("it is taken");
             assert!(error.to_string().contains(&taken.to_string()), "{error}");
         });
@@ -526,7 +596,7 @@ fn the_block_of_a_deleted_data_directory_is_free_again() {
     Bench::run("orphan", async |bench| {
         let file = Path::new("/run/copepod/blocks");
         let host = bench.enter();
-        let block = host.pod_cidr();
+        let block = host.pod_cidrs().first();
         let owner = file.join(block.to_string().replace('/', "-"));
         let text = fs::read_to_string(&owner).expect("the owner is written down");
         // As if the directory had been deleted: it is looked for under another name.
@@ -534,9 +604,9 @@ fn the_block_of_a_deleted_data_directory_is_free_again() {
 
         Bench::run("orphan-heir", async |heir| {
             let mut config = heir.config();
-            config.pod_cidr = Some(block);
+            config.pod_cidrs = Some(block.into());
             let heir = copepod_domain::Host::enter(config).expect("the block is free");
-            assert_eq!(heir.pod_cidr(), block);
+            assert_eq!(heir.pod_cidrs().first(), block);
             heir.reset().await.expect("undone");
         });
     });
@@ -550,9 +620,8 @@ fn with_nft_pods_reach_the_world_under_the_nodes_address() {
         let world = World::make();
         let host = bench.enter();
         let domain = bench.start_attacker(&host, "a").await;
-        let base = host.pod_cidr().base().to_bits();
-        let own = Ipv4Addr::from(base + 21);
-        domain.add_address(own.into()).await.expect("added");
+        let own = address_of(&host, 21);
+        domain.add_addresses(&[own]).await.expect("added");
 
         let seen = world.peer_of(|target| {
             attempts(&domain, &format!("spoof-connect:{own}>{target}")).expect_allowed();
@@ -570,16 +639,17 @@ fn another_node_s_pods_are_reached_without_nat_and_the_way_goes_with_its_data_di
         let world = World::make();
         let host = bench.enter();
         let domain = bench.start_attacker(&host, "a").await;
-        let own = Ipv4Addr::from(host.pod_cidr().base().to_bits() + 21);
-        domain.add_address(own.into()).await.expect("added");
-        world.is_a_node(host.pod_cidr());
-        let seen = host.surroundings(vec![World::HOST, World::NODE]).await.expect("looked");
-        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST) else {
+        let own = address_of(&host, 21);
+        domain.add_addresses(&[own]).await.expect("added");
+        world.is_a_node(host.pod_cidrs().first());
+        let seen =
+            host.surroundings(vec![World::HOST.into(), World::NODE.into()]).await.expect("looked");
+        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST.into()) else {
             panic!("it is on the link: {seen:?}")
         };
-        assert_eq!(seen.reach.get(&World::NODE), Some(&WayTo::Own));
-        let block = Cidr::around(World::POD, 24);
-        let way = Way { block, gateway: World::HOST, link };
+        assert_eq!(seen.reach.get(&World::NODE.into()), Some(&WayTo::Own));
+        let block = Cidr::around(World::POD.into(), 24);
+        let way = Way { block, gateway: World::HOST.into(), link };
         let peer = || {
             world.peer_of_pod(|target| {
                 attempts(&domain, &format!("spoof-connect:{own}>{target}")).expect_allowed();
@@ -590,7 +660,7 @@ fn another_node_s_pods_are_reached_without_nat_and_the_way_goes_with_its_data_di
         assert!(failed.is_empty(), "{failed:?}");
         assert_eq!(peer(), IpAddr::from(World::NODE), "nobody has said that these are pods");
         host.set_direct(vec![block]).await.expect("set");
-        assert_eq!(peer(), IpAddr::from(own), "no NAT");
+        assert_eq!(peer(), own, "no NAT");
         let again = host.change_ways(vec![WayChange::Set(way)]).await.expect("asked");
         assert!(again.is_empty(), "{again:?}");
 
@@ -618,18 +688,18 @@ fn a_way_of_somebody_else_is_seen_and_neither_replaced_nor_removed() {
     Bench::run("foreign-way", async |bench| {
         let world = World::make();
         let host = bench.enter();
-        let block = Cidr::around(World::POD, 24);
-        world.is_a_node(host.pod_cidr());
+        let block = Cidr::around(World::POD.into(), 24);
+        world.is_a_node(host.pod_cidrs().first());
         let theirs = format!("route add {block} via {} metric 100", World::HOST);
         World::ip(&theirs);
 
-        let seen = host.surroundings(vec![World::HOST]).await.expect("looked");
+        let seen = host.surroundings(vec![World::HOST.into()]).await.expect("looked");
         assert!(seen.others.contains(&block), "{seen:?}");
-        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST) else {
+        let Some(&WayTo::Neighbour(link)) = seen.reach.get(&World::HOST.into()) else {
             panic!("it is on the link: {seen:?}")
         };
         // What the plan never asks for does no harm either.
-        let way = Way { block, gateway: World::HOST, link };
+        let way = Way { block, gateway: World::HOST.into(), link };
         let changes = vec![WayChange::Set(way), WayChange::Remove(way)];
         let failed = host.change_ways(changes).await.expect("asked");
         assert!(failed.is_empty(), "{failed:?}");

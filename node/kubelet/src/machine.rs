@@ -8,6 +8,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
+use copepod_domain::Blocks;
+
 use crate::settings::is_reachable;
 
 /// What does not change while the machine runs.
@@ -160,23 +162,61 @@ pub enum NoAddress {
     None,
 }
 
-/// The node's addresses: those given, else the one from which the API server is reached, else that of the default route.
+/// The node's addresses: those given, else the one from which the API server is reached, else that of the default route; and where
+/// pods have addresses of another family too, that of this family's default route, if there is one.
 ///
 /// # Errors
 /// See [`NoAddress`].
-pub fn addresses(given: &[IpAddr], server: Option<SocketAddr>) -> Result<Vec<IpAddr>, NoAddress> {
+pub fn addresses(
+    given: &[IpAddr],
+    server: Option<SocketAddr>,
+    pods: Option<Blocks>,
+) -> Result<Vec<IpAddr>, NoAddress> {
     if let Some(&bad) = given.iter().find(|ip| UdpSocket::bind((**ip, 0)).is_err()) {
         return Err(NoAddress::NotHere(bad));
     }
     if !given.is_empty() {
         return Ok(given.to_owned());
     }
-    let found = server.and_then(source_towards).or_else(|| source_towards(ELSEWHERE));
-    found.map(|ip| vec![ip]).ok_or(NoAddress::None)
+    let elsewhere = || ELSEWHERE.into_iter().find_map(source_towards);
+    let mut found: Vec<IpAddr> =
+        server.and_then(source_towards).or_else(elsewhere).into_iter().collect();
+    for block in pods.iter().flat_map(|blocks| blocks.iter()) {
+        let is_of_family = |ip: IpAddr| block.is_of_family_of(ip);
+        if !found.iter().copied().any(is_of_family) {
+            let towards = ELSEWHERE.into_iter().find(|peer| is_of_family(peer.ip()));
+            found.extend(towards.and_then(source_towards));
+        }
+    }
+    if found.is_empty() { Err(NoAddress::None) } else { Ok(found) }
 }
 
-/// An address that belongs to nobody (RFC 5737): the default route leads there.
-const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);
+/// What does not go together of the node's addresses and its pods', each in a sentence with what to do.
+pub fn at_odds(addresses: &[IpAddr], pods: Blocks) -> Vec<String> {
+    let name = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let lacking =
+        pods.iter().filter(|block| !addresses.iter().any(|ip| block.is_of_family_of(*ip)));
+    let lacking = lacking.map(|block| {
+        let family = name(block.base());
+        format!(
+            "the cluster gives this node {family} addresses for pods ({block}), and the node itself has none: other nodes set no routes              to them; give the machine an {family} address, and name both with --node-ip"
+        )
+    });
+    let idle = addresses.iter().filter(|ip| pods.of_family_of(**ip).is_none());
+    let idle = idle.map(|ip| {
+        let family = name(*ip);
+        format!(
+            "the node has the {family} address {ip}, and the cluster gives it no {family} addresses for pods, only {pods}: pods do not              reach {family}; have the cluster give both (--cluster-cidr of kube-controller-manager), or leave the address out of --node-ip"
+        )
+    });
+    lacking.chain(idle).collect()
+}
+
+/// Addresses that belong to nobody (RFC 5737, RFC 3849): the default routes lead there.
+const ELSEWHERE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+];
 
 /// The address that this machine would send from. Nothing is sent.
 fn source_towards(peer: SocketAddr) -> Option<IpAddr> {
@@ -223,14 +263,29 @@ mod tests {
     fn an_address_that_is_another_machine_s_is_refused() {
         let other: IpAddr = "192.0.2.77".parse().expect("an address");
 
-        assert_eq!(addresses(&[other], None), Err(NoAddress::NotHere(other)));
+        assert_eq!(addresses(&[other], None, None), Err(NoAddress::NotHere(other)));
+    }
+
+    #[test]
+    fn addresses_of_a_family_that_pods_have_not_and_the_other_way_round_are_told() {
+        let both = ["192.0.2.2", "2001:db8::2"].map(|ip| ip.parse().expect("an address"));
+        let blocks = |text: &str| text.parse::<Blocks>().expect("blocks");
+
+        assert_eq!(at_odds(&both, blocks("10.1.0.0/24,fd00:1::/64")), Vec::<String>::new());
+        let lacking = at_odds(&both[..1], blocks("10.1.0.0/24,fd00:1::/64"));
+        assert!(
+            lacking.len() == 1 && lacking[0].contains("name both with --node-ip"),
+            "{lacking:?}"
+        );
+        let idle = at_odds(&both, blocks("10.1.0.0/24"));
+        assert!(idle.len() == 1 && idle[0].contains("the IPv6 address 2001:db8::2"), "{idle:?}");
     }
 
     #[test]
     fn a_loopback_api_server_makes_no_loopback_node() {
         let server = "127.0.0.1:6443".parse().expect("an address");
 
-        let found = addresses(&[], Some(server)).unwrap_or_default();
+        let found = addresses(&[], Some(server), None).unwrap_or_default();
 
         assert!(found.iter().all(is_reachable), "{found:?}");
     }

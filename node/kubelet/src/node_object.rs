@@ -154,7 +154,8 @@ pub fn labels(settings: &NodeSettings, machine: &Machine) -> BTreeMap<String, St
 /// The node as it is made, where there is none. Taints can be given only now (NodeRestriction).
 pub fn new_node(known: Known<'_>, now: Timestamp) -> Node {
     let settings = known.settings;
-    let cidrs = settings.pod_cidr.map(|block| block.to_string());
+    let cidrs: Option<Vec<String>> =
+        settings.pod_cidrs.map(|blocks| blocks.iter().map(|block| block.to_string()).collect());
     Node {
         metadata: ObjectMeta {
             name: Some(settings.node_name.to_string()),
@@ -162,8 +163,8 @@ pub fn new_node(known: Known<'_>, now: Timestamp) -> Node {
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidrs: cidrs.clone().map(|block| vec![block]),
-            pod_cidr: cidrs,
+            pod_cidr: cidrs.as_ref().and_then(|blocks| blocks.first().cloned()),
+            pod_cidrs: cidrs,
             taints: Some(settings.taints.clone()).filter(|taints| !taints.is_empty()),
             ..NodeSpec::default()
         }),
@@ -183,8 +184,9 @@ pub fn repair(there: &Node, settings: &NodeSettings, machine: &Machine) -> Optio
     if !lacking.is_empty() {
         patch.insert("metadata".into(), json!({ "labels": lacking }));
     }
-    if let Some(block) = settings.pod_cidr.filter(|_| pod_cidrs(there).is_empty()) {
-        patch.insert("spec".into(), json!({ "podCIDR": block, "podCIDRs": [block] }));
+    if let Some(blocks) = settings.pod_cidrs.filter(|_| pod_cidrs(there).is_empty()) {
+        let all: Vec<_> = blocks.iter().collect();
+        patch.insert("spec".into(), json!({ "podCIDR": blocks.first(), "podCIDRs": all }));
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
@@ -646,7 +648,7 @@ mod tests {
         let node = new(&[
             ("node-labels", "tier=edge"),
             ("register-with-taints", "wasm:NoSchedule"),
-            ("pod-cidr", "10.9.0.0/24"),
+            ("pod-cidr", "10.9.0.0/24,fd00:9::/64"),
         ]);
 
         let labels = node.metadata.labels.clone().expect("labels");
@@ -657,8 +659,9 @@ mod tests {
             (Some("copepod"), Some("amd64"))
         );
         assert_eq!(label("tier"), Some("edge"));
-        assert_eq!(pod_cidrs(&node), ["10.9.0.0/24"]);
+        assert_eq!(pod_cidrs(&node), ["10.9.0.0/24", "fd00:9::/64"]);
         let spec = node.spec.expect("a spec");
+        assert_eq!(spec.pod_cidr.as_deref(), Some("10.9.0.0/24"));
         assert_eq!(spec.taints.map(|it| it.len()), Some(1));
     }
 

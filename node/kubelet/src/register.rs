@@ -64,14 +64,14 @@ pub async fn try_register(nodes: &Api<Node>, known: Known<'_>) -> Result<Node, R
         return Err(RegisterError::Taken { name: name.to_owned(), runtime: runtime.to_owned() });
     }
     let found = pod_cidrs(&there);
-    if let Some(wanted) = settings.pod_cidr.map(|block| block.to_string())
+    if let Some(wanted) = settings.pod_cidrs
         && !found.is_empty()
-        && !found.contains(&wanted)
+        && found.join(",").parse() != Ok(wanted)
     {
         return Err(RegisterError::OtherBlock {
             name: name.to_owned(),
             found: found.join(","),
-            wanted,
+            wanted: wanted.to_string(),
         });
     }
     match repair(&there, settings, known.machine) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use copepod_agent::front::Front;
 use copepod_agent::{AgentConfig, AgentError, ClusterNode, run_agent, with_causes};
-use copepod_domain::Cidr;
+use copepod_domain::Blocks;
 use copepod_node::resolve::ClusterDns;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -29,7 +29,7 @@ use crate::connection::{Connection, Use};
 use crate::heartbeat::Heartbeat;
 use crate::identity::{self, Identity, IdentityError};
 use crate::joined::{Joined, JoinedError};
-use crate::machine::{Machine, NoAddress, addresses};
+use crate::machine::{Machine, NoAddress, addresses, at_odds};
 use crate::node_object::{Known, NodeState, pod_cidrs};
 use crate::outdated::Outdating;
 use crate::pods::{Book, Keeper, KeeperSettings};
@@ -77,11 +77,16 @@ pub enum NodeError {
     /// What was kept.
     #[error(transparent)]
     Joined(#[from] JoinedError),
-    /// No IPv4 block.
+    /// No blocks of addresses.
     #[error(
-        "the cluster has given this node {0} for pods, and pods have IPv4 addresses only so far: it needs an IPv4 podCIDR"
+        "the cluster has given this node the podCIDRs {given}, of which pods can have no addresses: {why}"
     )]
-    NoIpv4(String),
+    Blocks {
+        /// What it has given.
+        given: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The kubelet's API has no place.
     #[error("the kubelet's API cannot listen on {listen}: choose another port with --port")]
     Port {
@@ -174,7 +179,7 @@ async fn joining(settings: &NodeSettings) -> Result<Joined, NodeError> {
     let bad = |error: kube::Error| NodeError::Credentials(explain(&error, &server));
     let client = connection.client(Use::Requests(PATIENCE)).map_err(bad)?;
     let machine = Machine::here(&settings.data).map_err(NodeError::Machine)?;
-    let addresses = addresses(&settings.node_ips, address_of(&server))?;
+    let addresses = addresses(&settings.node_ips, address_of(&server), settings.pod_cidrs)?;
     // Nothing runs yet, and nothing could.
     let state = NodeState { agent_up: true, ..NodeState::default() };
     let known = Known {
@@ -209,7 +214,7 @@ async fn joining(settings: &NodeSettings) -> Result<Joined, NodeError> {
         tokio::spawn(heartbeat.run(own.clone(), state));
         found = podcidr(own).await;
     }
-    ipv4(&found)?;
+    blocks(&found)?;
     let joined = Joined {
         node_name: settings.node_name.to_string(),
         uid: node.metadata.uid.unwrap_or_default(),
@@ -237,12 +242,10 @@ async fn podcidr(mut own: own_node::OwnNode) -> Vec<String> {
     }
 }
 
-/// The block that pods here get their addresses of.
-fn ipv4(blocks: &[String]) -> Result<Cidr, NodeError> {
-    blocks
-        .iter()
-        .find_map(|block| block.parse().ok())
-        .ok_or_else(|| NodeError::NoIpv4(blocks.join(",")))
+/// The blocks that pods here get their addresses of.
+fn blocks(given: &[String]) -> Result<Blocks, NodeError> {
+    let given = given.join(",");
+    given.parse().map_err(|why| NodeError::Blocks { given, why })
 }
 
 /// The API server's first address.
@@ -255,7 +258,7 @@ fn address_of(server: &http::Uri) -> Option<SocketAddr> {
 /// The second phase: the agent goes on with its pods at once, and the cluster's side stands beside it. The API server may be away
 /// for as long as it will.
 fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(), NodeError> {
-    let block = ipv4(&joined.pod_cidrs)?;
+    let blocks = blocks(&joined.pod_cidrs)?;
     let identity = {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -264,10 +267,13 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         runtime.block_on(identify(&settings))?
     };
     let server = Connection::new(identity.config.clone()).server();
-    let addresses = addresses(&settings.node_ips, address_of(&server))?;
+    let addresses = addresses(&settings.node_ips, address_of(&server), Some(blocks))?;
+    for sentence in at_odds(&addresses, blocks) {
+        warn!("{sentence}");
+    }
     let machine = Machine::here(&settings.data).map_err(NodeError::Machine)?;
     let agent = AgentConfig {
-        pod_cidr: Some(block),
+        pod_cidrs: Some(blocks),
         cluster: Some(ClusterNode {
             name: settings.node_name.to_string(),
             ips: addresses.clone(),
@@ -287,7 +293,7 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
         }),
         ..agent
     };
-    let side = Side { settings: Arc::new(settings), identity, joined, block, addresses, machine };
+    let side = Side { settings: Arc::new(settings), identity, joined, blocks, addresses, machine };
     run_agent(agent, |front| {
         tokio::spawn(async move {
             if let Err(error) = side.stand(front).await {
@@ -306,7 +312,7 @@ struct Side {
     identity: Identity,
     joined: Joined,
     /// The pods' addresses.
-    block: Cidr,
+    blocks: Blocks,
     addresses: Vec<IpAddr>,
     machine: Machine,
 }
@@ -314,7 +320,7 @@ struct Side {
 impl Side {
     /// Stands for the node in its cluster until the node's heart stops, which it does not.
     async fn stand(self, front: Front) -> Result<(), NodeError> {
-        let Self { settings, identity, joined, block, addresses, machine } = self;
+        let Self { settings, identity, joined, blocks, addresses, machine } = self;
         // As a kubeadm cluster has it, whoever vouches for the API server vouches for its clients.
         let cluster_authorities = identity.config.root_cert.clone().unwrap_or_default();
         let connection = Connection::new(identity.config);
@@ -368,7 +374,13 @@ impl Side {
             .map_err(NodeError::Begin)?;
         register(&Api::all(client.clone()), known, &server).await?;
         let own = own_node::follow(streams.clone(), &settings.node_name);
-        tokio::spawn(ways(settings.clone(), client.clone(), streams.clone(), block, front.clone()));
+        tokio::spawn(ways(
+            settings.clone(),
+            client.clone(),
+            streams.clone(),
+            blocks,
+            front.clone(),
+        ));
         let outdating = Outdating {
             front: front.clone(),
             client: client.clone(),
@@ -411,7 +423,7 @@ async fn ways(
     settings: Arc<NodeSettings>,
     client: kube::Client,
     streams: kube::Client,
-    own: Cidr,
+    own: Blocks,
     front: Front,
 ) {
     let (node, data) = (settings.node_name.clone(), settings.data.clone());
@@ -426,11 +438,12 @@ async fn ways(
     }
 }
 
-/// All addresses of the node's first family.
+/// All addresses of the node's families: those of IPv6 stand for those of IPv4, too.
 fn unspecified(addresses: &[IpAddr]) -> IpAddr {
-    match addresses.first() {
-        Some(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
-        _ => Ipv4Addr::UNSPECIFIED.into(),
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
     }
 }
 
@@ -443,6 +456,6 @@ fn configuration(settings: &NodeSettings) -> serde_json::Value {
         "maxPods": settings.max_pods,
         "clusterDomain": settings.cluster_domain,
         "clusterDNS": settings.cluster_dns,
-        "podCIDR": settings.pod_cidr.map(|cidr| cidr.to_string()),
+        "podCIDR": settings.pod_cidrs.map(|blocks| blocks.to_string()),
     })
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use copepod_domain::Cidr;
+use copepod_domain::{Blocks, Cidr};
 use copepod_node::name::is_dns_label;
 use copepod_node::quantity::Amount;
 use jiff::SignedDuration;
@@ -95,8 +95,8 @@ pub struct NodeSettings {
     pub node_name: NodeName,
     /// The node's addresses, at most one of each family. None: the one by which the API server is reached.
     pub node_ips: Vec<IpAddr>,
-    /// The block that pod addresses come from. None: the one that the cluster gives.
-    pub pod_cidr: Option<Cidr>,
+    /// The blocks that pod addresses come from, at most one of each family. None: those that the cluster gives.
+    pub pod_cidrs: Option<Blocks>,
     /// The port of the kubelet's API: 10250 unless set.
     pub port: u16,
     /// The authorities whose client certificates the kubelet's API takes. None: the kubeconfig's.
@@ -264,7 +264,7 @@ impl NodeSettings {
             bootstrap_kubeconfig,
             node_name,
             node_ips: reader.whole(IPS, node_ips)?.unwrap_or_default(),
-            pod_cidr: reader.one(POD_CIDR, str::parse)?,
+            pod_cidrs: reader.whole(POD_CIDR, blocks)?,
             port: reader.one(PORT, port)?.unwrap_or(10250),
             client_ca_file: reader.one(CLIENT_CA, path)?,
             taints: reader
@@ -383,6 +383,11 @@ fn node_ips(texts: &[String]) -> Result<Vec<IpAddr>, String> {
         [a, b] if a.is_ipv4() != b.is_ipv4() => Ok(all),
         _ => Err("a node has at most one address of each family, IPv4 and IPv6".into()),
     }
+}
+
+fn blocks(texts: &[String]) -> Result<Blocks, String> {
+    let all = texts.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>()?;
+    Blocks::new(&all)
 }
 
 /// Neither loopback, multicast, link-local nor unspecified.
@@ -651,6 +656,7 @@ mod tests {
             ("node-ip", "192.0.2.1,192.0.2.2", "at most one address of each family"),
             ("node-ip", "here", "is no IP address"),
             ("pod-cidr", "10.0.0.1/24", "such as 10.64.0.0/18"),
+            ("pod-cidr", "10.0.0.0/24,10.0.1.0/24", "at most one block of each family"),
             ("port", "0", "1 to 65535"),
             ("port", "https", "1 to 65535"),
             ("register-with-taints", "a=b", "key=value:NoSchedule"),

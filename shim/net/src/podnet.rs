@@ -2,7 +2,7 @@
 //! Absent: guests' sockets ([`crate::tcp`], [`crate::udp`]). Idle, it is its addresses and a counter: no socket, no timer.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +19,7 @@ use crate::door::Door;
 use crate::listening::Listening;
 use crate::lookup::{LookupError, Names};
 use crate::os;
-use crate::rules::{Family, OUTSIDE_V4, OUTSIDE_V6, Place, Refused, Route, Rules, Scope};
+use crate::rules::{Family, OUTSIDE_V4, OUTSIDE_V6, Place, Refused, Route, Rules};
 use crate::stream::Connection;
 use crate::table::{Claim, EntryId, Proto, Table};
 
@@ -63,23 +63,29 @@ impl PodNet {
         })
     }
 
-    /// Listens on the port at every pod IP, for a container whose requests the platform itself accepts. The listeners
-    /// close when they are dropped or their container is closed.
+    /// Listens on the port at every pod IP, for a container whose requests the platform itself accepts; on a pod without IPv4 also where
+    /// `127.0.0.1` leads. The listeners close when they are dropped or their container is closed.
     ///
     /// The error names the port and, where it is another container of the pod, the holder.
     pub fn listen(self: &Arc<Self>, container: &str, port: u16) -> io::Result<Vec<Listener>> {
         let container: Arc<str> = container.into();
-        self.rules.pod_ips().map(|ip| self.listen_at(&container, ip, port)).collect()
+        self.listening_places().map(|place| self.listen_at(&container, place, port)).collect()
+    }
+
+    /// Where the platform listens for a container.
+    fn listening_places(&self) -> impl Iterator<Item = Place> {
+        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let families = any.into_iter().filter(|ip| ip.is_ipv4() || self.rules.has(Family::V6));
+        families.filter_map(|any| self.rules.bind(Family::of(any), any))
     }
 
     fn listen_at(
         self: &Arc<Self>,
         container: &Arc<str>,
-        ip: IpAddr,
+        place: Place,
         port: u16,
     ) -> io::Result<Listener> {
-        let guest = Family::of(ip);
-        let place = Place { scope: Scope::Wildcard, ip };
+        let guest = Family::of(place.ip);
         let bound = self.bind(Proto::Tcp, guest, place, port, container, |address| {
             let socket = os::tcp(guest)?;
             os::bind_tcp(&socket, address)?;
@@ -90,9 +96,10 @@ impl PodNet {
                 io::ErrorKind::AddrInUse,
                 format!("port {port} is held by container {holder}"),
             ),
-            BindError::Os(source) => {
-                io::Error::new(source.kind(), format!("cannot bind port {port} of {ip}: {source}"))
-            }
+            BindError::Os(source) => io::Error::new(
+                source.kind(),
+                format!("cannot bind port {port} of {}: {source}", place.ip),
+            ),
         })?;
         Ok(Listener::new(socket.listen(HTTP_BACKLOG)?, binding))
     }
@@ -114,13 +121,14 @@ impl PodNet {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         let address = socket.local_addr()?;
-        if !self.rules.pod_ips().any(|ip| ip == address.ip()) {
-            return Err(refused(format!("a socket that was handed over listens at {address}")));
-        }
+        let place = self.listening_places().find(|place| place.ip == address.ip());
+        let place = place.ok_or_else(|| {
+            refused(format!("a socket that was handed over listens at {address}"))
+        })?;
         let claim = Claim {
             proto: Proto::Tcp,
             port: address.port(),
-            place: Place { scope: Scope::Wildcard, ip: address.ip() },
+            place,
             guest: Family::of(address.ip()),
             container: container.into(),
         };

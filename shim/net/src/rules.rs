@@ -131,7 +131,8 @@ impl Rules {
 
     /// Where a guest's bind to `asked` goes; `None`: not an address that this pod can bind.
     ///
-    /// `::1` stands for the pod's one loopback address, which is IPv4, so a port of it is one for both spellings.
+    /// `::1` stands for the pod's one loopback address, which is IPv4, so a port of it is one for both spellings. Of a pod without
+    /// IPv4 the loopback is the only IPv4 address, and so what `0.0.0.0` comes to.
     pub fn bind(&self, guest: Family, asked: IpAddr) -> Option<Place> {
         let asked = asked.to_canonical();
         if self.pod_ips().any(|own| own == asked) {
@@ -144,7 +145,7 @@ impl Rules {
             return None;
         }
         let ip = match self.beneath(guest) {
-            Family::V4 => self.ipv4?.into(),
+            Family::V4 => self.ipv4.unwrap_or(self.loopback).into(),
             Family::V6 => self.ipv6?.into(),
         };
         Some(Place { scope: Scope::Wildcard, ip })
@@ -434,7 +435,8 @@ mod tests {
             if let Some(place) = rules.bind(guest, asked) {
                 let is_pods = rules.pod_ips().any(|own| own == place.ip);
                 let is_loopback = place.ip == IpAddr::V4(LOOPBACK);
-                prop_assert_eq!(place.scope == Scope::Loopback, is_loopback);
+                let is_all_of_ipv4 = !v4 && place.scope == Scope::Wildcard;
+                prop_assert_eq!(place.scope == Scope::Loopback || is_all_of_ipv4 && is_loopback, is_loopback);
                 prop_assert!(is_pods || is_loopback);
             }
         }
@@ -450,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_bind_goes_to_the_pods_own_addresses() {
-        let (v4_only, dual) = (rules(true, false), rules(true, true));
+        let (v4_only, v6_only, dual) = (rules(true, false), rules(false, true), rules(true, true));
         let place = |scope, ip: IpAddr| Some(Place { scope, ip });
         let on_pod = place(Scope::Wildcard, POD_V4.into());
         let on_loopback = place(Scope::Loopback, LOOPBACK.into());
@@ -458,6 +460,9 @@ mod tests {
             (&v4_only, Family::V4, "0.0.0.0", on_pod),
             (&v4_only, Family::V6, "::", on_pod),
             (&dual, Family::V6, "::", place(Scope::Wildcard, POD_V6.into())),
+            (&v6_only, Family::V6, "::", place(Scope::Wildcard, POD_V6.into())),
+            (&v6_only, Family::V4, "0.0.0.0", place(Scope::Wildcard, LOOPBACK.into())),
+            (&v6_only, Family::V4, "10.64.0.5", None),
             (&dual, Family::V4, "127.0.0.1", on_loopback),
             (&dual, Family::V4, "127.250.0.9", on_loopback),
             (&dual, Family::V6, "::1", on_loopback),

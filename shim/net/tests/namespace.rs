@@ -5,7 +5,8 @@ mod common;
 use std::net::{IpAddr, Ipv6Addr};
 
 use common::{
-    Guest, NODE, V4, V6, address, at, cluster_pod, code, dual_stack_pod, in_namespace, pod_ip,
+    Guest, NODE, V4, V6, address, at, cluster_pod, code, dual_stack_pod, in_namespace, ipv6_pod,
+    pod_ip,
 };
 use copepod_net::PodNet;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
@@ -139,5 +140,58 @@ fn a_dual_stack_pod_has_one_wildcard_per_family_and_one_loopback_for_both() {
         assert!(matches!(mapped, ErrorCode::InvalidArgument));
         let listeners = one_net.listen("http", 8080).expect("it listens on both");
         assert_eq!(listeners.len(), 2);
+    });
+}
+
+#[test]
+fn a_pod_of_ipv6_alone_serves_and_connects_by_it_and_keeps_both_spellings_of_its_loopback() {
+    in_namespace(|| async {
+        let (one, two) = (ipv6_pod(), ipv6_pod());
+        let (one_net, two_net) = (PodNet::new(&one), PodNet::new(&two));
+        let (mut a, mut b) = (Guest::new(&one_net, "app"), Guest::new(&two_net, "app"));
+        let v6 = IpAddr::from(one.ipv6.expect("it has IPv6"));
+
+        let on_v6 = a.listen(V6, address("[::]:80")).await;
+        let on_v4 = a.listen(V4, address("0.0.0.0:80")).await;
+        let by_b = b.connect(at(v6, 80)).await.expect("connected");
+        let from_b = a.accept(&on_v6).await;
+        let _by_v4 = a.connect(address("127.0.0.1:80")).await.expect("connected");
+        let from_v4 = a.accept(&on_v4).await;
+        let _probe = one_net.dial(80).await.expect("connected");
+        let from_node = a.accept(&on_v6).await;
+        let listeners = one_net.listen("http", 8080).expect("it listens");
+        let _by_loopback = one_net.connect("127.0.0.1", 8080).await.expect("connected");
+        let _by_name = one_net.connect("localhost", 8080).await.expect("connected");
+        let _by_pod_ip = two_net.connect(&v6.to_string(), 8080).await.expect("connected");
+        let beyond = code(a.connect(address("198.51.100.1:80")).await);
+
+        assert_eq!(a.remote(&from_b.socket), b.local(&by_b.socket));
+        assert_eq!(b.local(&by_b.socket).ip(), IpAddr::from(two.ipv6.expect("it has IPv6")));
+        assert_eq!(a.remote(&from_v4.socket).ip(), IpAddr::from(std::net::Ipv4Addr::LOCALHOST));
+        // The node has no IPv6 address that the pod would know.
+        assert_eq!(a.remote(&from_node.socket).ip(), address("[100::]:0").ip());
+        assert_eq!(listeners.len(), 2);
+        assert!(matches!(beyond, ErrorCode::RemoteUnreachable), "{beyond:?}");
+    });
+}
+
+#[test]
+fn datagrams_of_two_pods_of_ipv6_bear_their_pod_ips() {
+    in_namespace(|| async {
+        let (one, two) = (ipv6_pod(), ipv6_pod());
+        let (one_net, two_net) = (PodNet::new(&one), PodNet::new(&two));
+        let (mut a, mut b) = (Guest::new(&one_net, "app"), Guest::new(&two_net, "app"));
+        let (a_ip, b_ip) = (one.ipv6.expect("it has IPv6"), two.ipv6.expect("it has IPv6"));
+        let a_socket = a.udp(V6, address("[::]:4000")).await;
+        let a_streams = a.streams(&a_socket, None).await;
+        let b_socket = b.udp(V6, address("[::]:4000")).await;
+        let b_streams = b.streams(&b_socket, None).await;
+
+        b.send(&b_streams, b"hello", Some(at(a_ip, 4000))).expect("sent");
+        let (_, from) = a.receive(&a_streams).await;
+        a.send(&a_streams, b"hello back", Some(from)).expect("sent");
+        let (_, back_from) = b.receive(&b_streams).await;
+
+        assert_eq!((from, back_from), (at(b_ip, 4000), at(a_ip, 4000)));
     });
 }

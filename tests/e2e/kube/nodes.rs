@@ -93,6 +93,12 @@ impl<'a> Member<'a> {
         self.get("node", self.name)["spec"]["podCIDR"].as_str().expect("a podCIDR").to_owned()
     }
 
+    /// The podCIDR of the other family.
+    fn second_block(&self) -> String {
+        let node = self.get("node", self.name);
+        node["spec"]["podCIDRs"][1].as_str().expect("two podCIDRs").to_owned()
+    }
+
     /// Runs a pod on the node that does this; it, once it is as `phase` says.
     fn run(&self, name: &str, script: &[&str], phase: &str) -> Value {
         let mut object = pod(name, [probe(script)]);
@@ -115,6 +121,13 @@ impl<'a> Member<'a> {
         address(&pod, PORT)
     }
 
+    /// The same at its second address, which is of IPv6.
+    fn echo_v6(&self, name: &str) -> SocketAddr {
+        let pod = self.run(name, &[&format!("listen [::]:{PORT}")], "Running");
+        until("it listens", || self.said(name).contains("listening on").then_some(()));
+        (second_ip(&pod), PORT).into()
+    }
+
     /// What a pod's container wrote.
     fn said(&self, pod: &str) -> String {
         self.node.run(&["logs", pod, "--container", "probe"]).stdout
@@ -133,13 +146,26 @@ impl<'a> Member<'a> {
 
     /// The routes of the machine that bear a node's mark.
     fn routes(&self) -> String {
-        self.machine.network.ip(&["route", "show", "protocol", "67", "type", "unicast"])
+        let of = |family| {
+            let show = [family, "route", "show", "protocol", "67", "type", "unicast"];
+            self.machine.network.ip(&show)
+        };
+        // Ways to other nodes' pods have two neighbours of the machine's; its own pods are behind links of a node's.
+        let own = |line: &&str| line.contains("dev eth0");
+        let all = of("-4") + &of("-6");
+        all.lines().filter(own).map(|line| format!("{line}\n")).collect()
     }
 
     fn has_way(&self, block: &str, by: &Machine) -> bool {
-        let way = format!("{block} via {} dev eth0 ", by.address);
+        let gateway = if block.contains(':') { by.address_v6 } else { by.address };
+        let way = format!("{block} via {gateway} dev eth0 ");
         self.routes().lines().any(|route| route.starts_with(&way))
     }
+}
+
+fn second_ip(pod: &Value) -> IpAddr {
+    let ip = pod["status"]["podIPs"][1]["ip"].as_str().expect("two addresses");
+    ip.parse().expect("an address")
 }
 
 impl Drop for Member<'_> {
@@ -170,7 +196,7 @@ fn linux_node(machine: &Machine) -> Value {
 #[test]
 fn pods_of_two_nodes_talk_by_their_own_addresses_also_while_an_agent_is_dead() {
     let machines = Machines::enter();
-    let settings = Settings { address: SWITCH, ..Settings::default() };
+    let settings = Settings { address: SWITCH, ..Settings::dual_stack() };
     let programs = assets().expect("the programs of a control plane");
     let cluster = Cluster::start(&programs, &settings).expect("a control plane");
     let (one, two) = (machines.machine(11), machines.machine(12));
@@ -178,6 +204,11 @@ fn pods_of_two_nodes_talk_by_their_own_addresses_also_while_an_agent_is_dead() {
     let mut right = Member::join(&cluster, "right", &two);
     until("a way each", || {
         (left.has_way(&right.block(), &two) && right.has_way(&left.block(), &one)).then_some(())
+    });
+    until("a way each of IPv6", || {
+        let both =
+            left.has_way(&right.second_block(), &two) && right.has_way(&left.second_block(), &one);
+        both.then_some(())
     });
     let (at_left, at_right) = (left.echo("echo-left"), right.echo("echo-right"));
 
@@ -189,12 +220,21 @@ fn pods_of_two_nodes_talk_by_their_own_addresses_also_while_an_agent_is_dead() {
 
     assert_eq!(left.callers("echo-left", 6), [address(&caller, 0).ip(); 6], "no NAT");
 
+    let by_v6 = left.echo_v6("echo-v6");
+    let caller_v6 = right.run(
+        "caller-v6",
+        &[&format!("echo {by_v6} over-there"), &format!("repeat 5 echo {by_v6} again")],
+        "Succeeded",
+    );
+    assert_eq!(left.callers("echo-v6", 6), [second_ip(&caller_v6); 6], "no NAT");
+
     // What goes on while an agent is dead, and after.
     let talk = |from: &Member, pod: &str, to: SocketAddr| {
         from.node.ok(&["exec", pod, "--", "probe", &format!("echo {to} still-there")])
     };
     left.kill();
     talk(&right, "echo-right", at_left);
+    talk(&right, "echo-right", by_v6);
     assert!(left.has_way(&right.block(), &two));
     left.begin();
     right.kill();
@@ -209,6 +249,8 @@ fn pods_of_two_nodes_talk_by_their_own_addresses_also_while_an_agent_is_dead() {
     let way = format!("{} via {} dev eth0 proto 67 metric ", right.block(), two.address);
     let is_way = |line: &str| line.starts_with("present  route ") && line.contains(&way);
     assert!(told.lines().any(is_way), "{told}");
+    let v6 = format!("route     {} via {} dev eth0 proto 67", right.second_block(), two.address_v6);
+    assert!(told.contains(&v6), "{v6}: {told}");
     for present in ["present  address ", "present  link ", "present  nftables  table inet copepod-"]
     {
         assert!(told.lines().any(|line| line.starts_with(present)), "{present}: {told}");

@@ -2,7 +2,7 @@
 //!
 //! Absent: anything that acts. The files that the flags name are written by [`super`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 /// The programs of a control plane, in the order in which they start.
@@ -58,6 +58,26 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// A cluster whose pods and services have addresses of both families, IPv4 first.
+    pub fn dual_stack() -> Self {
+        let (v4, v6) = (Self::default(), Self::ipv6());
+        Self {
+            pod_cidrs: [v4.pod_cidrs, v6.pod_cidrs].concat(),
+            service_cidrs: [v4.service_cidrs, v6.service_cidrs].concat(),
+            ..Self::default()
+        }
+    }
+
+    /// A cluster of IPv6 alone.
+    pub fn ipv6() -> Self {
+        Self {
+            address: Ipv6Addr::LOCALHOST.into(),
+            pod_cidrs: vec![("fd00:10::/48".to_owned(), 64)],
+            service_cidrs: vec!["fd00:20::/108".to_owned()],
+            ..Self::default()
+        }
+    }
+
     /// The first address of each range of services, by which pods reach the API server.
     pub(super) fn service_addresses(&self) -> Vec<IpAddr> {
         let first = |cidr: &String| {
@@ -196,11 +216,7 @@ mod tests {
 
     #[test]
     fn a_cluster_of_two_families_has_a_range_and_a_node_s_share_of_each() {
-        let settings = Settings {
-            pod_cidrs: vec![("10.244.0.0/16".to_owned(), 24), ("fd00:10::/48".to_owned(), 64)],
-            service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:20::/108".to_owned()],
-            ..Settings::default()
-        };
+        let settings = Settings::dual_stack();
 
         let flags = arguments(&settings, Part::ControllerManager);
 

@@ -77,6 +77,12 @@ impl Bench {
         Host::enter(self.config()).expect("the host can be entered")
     }
 
+    /// The same with these blocks of pod addresses.
+    pub(crate) fn enter_with(&self, blocks: &str) -> Host {
+        let pod_cidrs = Some(blocks.parse().expect("blocks"));
+        Host::enter(HostConfig { pod_cidrs, ..self.config() }).expect("the host can be entered")
+    }
+
     /// A directory beside the data directory.
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
         let path = self.directory.join(name);
@@ -131,7 +137,8 @@ impl Bench {
             "link",
             &own.iter().filter_map(|l| l.split(':').nth(1)).collect::<Vec<_>>().join("\n"),
         );
-        let routes = ip(&["route", "show", "table", "all"]);
+        let routes =
+            ip(&["route", "show", "table", "all"]) + &ip(&["-6", "route", "show", "table", "all"]);
         let own: Vec<_> = routes.lines().filter(|line| line.contains(&id.link_prefix())).collect();
         note("route", &own.join("\n"));
         let path = self.directory.to_string_lossy();

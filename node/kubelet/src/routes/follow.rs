@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use copepod_agent::front::Front;
 use copepod_agent::{with_causes, write_whole};
-use copepod_domain::{Cidr, WayChange};
+use copepod_domain::{Blocks, Cidr, WayChange};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{
@@ -47,8 +47,8 @@ pub struct Follower {
     pub streams: Client,
     /// This node.
     pub node: NodeName,
-    /// The block of its pods.
-    pub own: Cidr,
+    /// The blocks of its pods.
+    pub own: Blocks,
     /// The data directory, which keeps what was last known.
     pub data: PathBuf,
     /// The agent.
@@ -231,8 +231,8 @@ impl Following {
     async fn try_to_look(&mut self, failed: &mut BTreeSet<String>) -> Result<(), String> {
         let Follower { own, front, data, .. } = &self.of;
         let nodes = &self.roster.nodes;
-        let addresses: BTreeSet<Ipv4Addr> =
-            nodes.values().filter_map(|peer| peer.address).collect();
+        let addresses: BTreeSet<IpAddr> =
+            nodes.values().flat_map(|peer| peer.addresses.iter().copied()).collect();
         let seen = front.surroundings(addresses.into_iter().collect()).await;
         let plan = plan(*own, nodes, &seen.map_err(|error| with_causes(&error))?);
         let new = plan.remarks.difference(&self.remarks).cloned().collect();

@@ -22,7 +22,7 @@ use wasmtime_wasi::p2::bindings::sockets::udp::{
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, SocketError};
 use wasmtime_wasi_io::bindings::wasi::io::poll::HostPollable as _;
 
-pub(crate) use namespace::{cluster_pod, dual_stack_pod, in_namespace};
+pub(crate) use namespace::{cluster_pod, dual_stack_pod, in_namespace, ipv6_pod};
 
 pub(crate) const V4: IpAddressFamily = IpAddressFamily::Ipv4;
 pub(crate) const V6: IpAddressFamily = IpAddressFamily::Ipv6;

@@ -57,3 +57,8 @@ pub(crate) fn dual_stack_pod() -> PodSandbox {
     let number = pod.ipv4.expect("it has IPv4").octets()[3];
     PodSandbox { ipv6: Some(Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, number.into())), ..pod }
 }
+
+/// The same with IPv6 alone.
+pub(crate) fn ipv6_pod() -> PodSandbox {
+    PodSandbox { ipv4: None, ..dual_stack_pod() }
+}
