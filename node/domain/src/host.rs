@@ -319,14 +319,13 @@ impl Inner {
         })?;
 
         let nft = Nft::find(config.nft.as_deref());
-        if let Some(blocks) = config
-            .pod_cidrs
-            .or_else(|| network::kept_blocks(&data, place))
-            .filter(|it| network::has_ipv6(*it))
-        {
-            needs_of_ipv6(blocks, nft.as_ref())?;
+        // Before anything is claimed, and of what was: an earlier agent's pods may do without.
+        let kept = network::kept_blocks(&data, place);
+        if let Some(blocks) = kept.or(config.pod_cidrs) {
+            check_needs(blocks, nft.as_ref())?;
         }
         let blocks = network::claim(&mut netlink, &data, id, config.pod_cidrs, place)?;
+        check_needs(blocks, nft.as_ref())?;
         raise_max_map_count(&mut warnings)?;
         let exceptions = config.masquerade_exceptions;
         let rules = Rules {
@@ -694,8 +693,11 @@ fn forward_all_ipv6(netlink: &mut Netlink) -> Result<(), HostError> {
     changes.set(all, "1")
 }
 
-/// What IPv6 pods cannot do without.
-fn needs_of_ipv6(blocks: Blocks, nft: Option<&Nft>) -> Result<(), HostError> {
+/// Whether what IPv6 pods cannot do without is here, where the blocks are of any.
+fn check_needs(blocks: Blocks, nft: Option<&Nft>) -> Result<(), HostError> {
+    if !network::has_ipv6(blocks) {
+        return Ok(());
+    }
     if !network::ipv6_is_on() {
         return Err(HostError::Unsupported {
             what: format!("pods with addresses of {blocks}, as IPv6 is off on this machine"),

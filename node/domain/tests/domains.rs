@@ -264,6 +264,24 @@ fn a_domain_of_ipv6_alone_is_reached_as_long_as_it_has_its_address_and_its_link_
 }
 
 #[test]
+fn what_runs_with_ipv4_alone_goes_on_so_where_the_node_is_given_both_families_later() {
+    let first = async |bench: &Bench| {
+        let host = bench.enter_with("10.199.6.0/24");
+        let domain = bench.start(&host, "a").await;
+        let address = address_of(&host, 10);
+        domain.add_addresses(&[address]).await.expect("added");
+        (domain.id().clone(), address)
+    };
+    Bench::run_two("second-family", first, async |bench, (id, address)| {
+        let next = bench.enter_with("10.199.6.0/24,fd00:c0de:6::/64");
+
+        let adopted = next.adopt_domain(&id).await.expect("looked for");
+        assert!(matches!(adopted, Adopted::Alive(_)) && reached(address));
+        assert_eq!(next.pod_cidrs().to_string(), "10.199.6.0/24");
+    });
+}
+
+#[test]
 fn ipv6_without_nft_is_refused_with_the_reason_and_leaves_nothing() {
     Bench::run("six-no-nft", async |bench| {
         let mut config = bench.config();
