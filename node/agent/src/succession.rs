@@ -179,11 +179,11 @@ pub(crate) async fn outdated(performer: &Performer) -> Outdated {
     Outdated { since: performer.current_since, runners: trees.len(), pods: pods.len(), programs }
 }
 
-/// What the old runner holds, with its pods as the agent knows them; each attempt that runs, and nothing of those that have ended.
-fn wanted<'a>(
-    pods: &'a [Running],
-    reports: &[PodReport],
-) -> Result<Vec<(&'a Arc<World>, Vec<AttemptId>)>, Stays> {
+/// A pod that is to be taken over, with each attempt that runs, and nothing of those that have ended.
+type Wanted<'a> = (&'a Arc<World>, Vec<AttemptId>);
+
+/// What the old runner holds, with its pods as the agent knows them.
+fn wanted<'a>(pods: &'a [Running], reports: &[PodReport]) -> Result<Vec<Wanted<'a>>, Stays> {
     let mut wanted = Vec::new();
     for report in reports {
         let mut attempts = Vec::new();
@@ -208,7 +208,7 @@ async fn take(
     performer: &Performer,
     succession: &Succession,
     alone: &Alone,
-    wanted: &[(&Arc<World>, Vec<AttemptId>)],
+    wanted: &[Wanted<'_>],
     ready: &Ready,
     handed: &mut Vec<AttemptId>,
 ) -> Result<(), Stays> {
