@@ -34,8 +34,8 @@ use crate::perform::Performer;
 use crate::pod::{Entry, World};
 use crate::ports;
 use crate::serve::Clients;
-use crate::store::Stored;
 pub use crate::store::{PodObjects, PodToken};
+use crate::store::{Store, Stored};
 
 /// Replies under way to one call: as many as a client of the socket may have.
 const REPLIES: usize = 16;
@@ -180,6 +180,9 @@ impl Board {
         }
     }
 }
+
+/// How long a pod may be on disk for now only. Many that come together are synced together.
+const SYNC_WITHIN: Duration = Duration::from_secs(1);
 
 impl Front {
     pub(crate) fn new(owner: &Owner, clients: Clients) -> Self {
@@ -420,11 +423,22 @@ impl Owner {
         Ok(Some(Entry::new(life, world)))
     }
 
-    /// Puts a pod on disk in a thread of its own: each waits for the disk some times, and pods that come together do so together.
+    /// Puts a pod on disk in a thread of its own. One that may run only once waits for the disk some times, so that it does after a power
+    /// cut, too; such pods that come together do so together. Any other outlives one a moment later: until then its cluster would bring it
+    /// again.
     fn put(&self, entry: Entry, answer: TakenOn) {
         let (wake, store) = (self.performer.wake.clone(), self.store.clone());
         tokio::task::spawn_blocking(move || {
-            let put = store.put(&entry.world.uid, &entry.world.stored);
+            let World { uid, stored, .. } = &*entry.world;
+            let put = if starts_again(&stored.pod) {
+                store.put_for_now(uid, stored).map(|due| {
+                    if due {
+                        tokio::spawn(sync_soon(store));
+                    }
+                })
+            } else {
+                store.put(uid, stored)
+            };
             // The owner is gone only when the agent ends.
             let _ = wake.blocking_send(Wake::Arrived(Box::new(Arrival { entry, put, answer })));
         });
@@ -452,6 +466,18 @@ impl Owner {
         touched.insert(uid);
         let _ = answer.send(Ok(()));
     }
+}
+
+/// Whether all of the pod's containers start again, whatever came of them before.
+fn starts_again(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let policy = spec.and_then(|spec| spec.restart_policy.as_deref());
+    policy.is_none_or(|policy| policy == "Always")
+}
+
+async fn sync_soon(store: Store) {
+    tokio::time::sleep(SYNC_WITHIN).await;
+    let _ = tokio::task::spawn_blocking(move || store.sync()).await;
 }
 
 fn sentences(refusals: Vec<Refusal>) -> Vec<String> {

@@ -137,6 +137,22 @@ impl Journal {
 /// Nobody reads it whom `mode` does not let, at any moment.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    put_in_place(path, bytes, mode, File::sync_all)?;
+    File::open(folder)?.sync_all()
+}
+
+/// The same, but that after a power cut the file may be empty or missing.
+pub(crate) fn write_whole_for_now(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    put_in_place(path, bytes, mode, |_| Ok(()))
+}
+
+fn put_in_place(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    before_it_is_seen: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let new = folder.join(name);
@@ -147,9 +163,8 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     }
     let mut file = File::options().write(true).create_new(true).mode(mode).open(&new)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    before_it_is_seen(&file)?;
+    std::fs::rename(&new, path)
 }
 
 fn encode<F: Serialize>(fact: &F, bytes: &mut Vec<u8>) {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use copepod_domain::{AddressPool, Host, HostConfig, HostError};
 use copepod_image::{CompileLimits, Images, ImagesConfig, StoreError};
@@ -118,6 +118,15 @@ pub fn run_agent(config: AgentConfig, ready: impl FnOnce(Front) + Send) -> Resul
     runtime.block_on(run(config, host, programs, own, ready))
 }
 
+/// When this machine was started.
+fn booted() -> io::Result<SystemTime> {
+    let path = "/proc/stat";
+    let stat = std::fs::read_to_string(path)?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
+    let seconds = line.and_then(|line| line.trim().parse().ok());
+    seconds.map(|it| UNIX_EPOCH + Duration::from_secs(it)).ok_or(io::ErrorKind::InvalidData.into())
+}
+
 fn lock(data: &Path) -> Result<File, AgentError> {
     let path = data.join("agent.lock");
     let file =
@@ -151,8 +160,11 @@ async fn run(
     )?;
     let store_error = |source| AgentError::Data { path: data.join("pods"), source };
     let store = Store::open(&data).map_err(store_error)?;
-    let stored =
-        store.load().map_err(|found| AgentError::Damaged { path: found.path, why: found.why })?;
+    let booted = config.cluster.is_some().then(booted).transpose();
+    let booted = booted.map_err(|source| AgentError::Data { path: "/proc/stat".into(), source })?;
+    let stored = store
+        .load(booted)
+        .map_err(|found| AgentError::Damaged { path: found.path, why: found.why })?;
     let (journal, lines) = Journal::open::<Line>(&data.join("journal"))?;
     let mut history: HashMap<String, Vec<Journaled>> = HashMap::new();
     for line in lines {

@@ -1,7 +1,8 @@
 //! The pods that were accepted, on disk until they are forgotten: `<data>/pods/<uid>/pod.json`.
 //!
 //! Written before the pod is acted on, and again where what it refers to has changed; what happens to it afterwards is in the
-//! journal. The files may hold Secrets and tokens, and are readable by the agent's user only.
+//! journal. A pod that a cluster would bring again, and that may start more than once, outlives a power cut only a moment later: waiting for
+//! the disk three times took longer than all else of its start. The files may hold Secrets and tokens, and are readable by the agent's user only.
 //!
 //! Absent: status, which is told by the core from the journal and by the runners.
 
@@ -12,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use copepod_node::objects::{Objects, WantedToken};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
@@ -19,7 +21,7 @@ use rustix::fs::Advice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::api::{Publish, RegistryCredentials};
-use crate::journal::write_whole;
+use crate::journal::{write_whole, write_whole_for_now};
 
 /// A pod as it was accepted, or as it was changed since.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -232,6 +234,8 @@ pub(crate) struct Unreadable {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     folder: PathBuf,
+    /// Pods that were put for now.
+    for_now: Arc<Mutex<Vec<String>>>,
 }
 
 impl Store {
@@ -240,11 +244,12 @@ impl Store {
         let folder = data.join("pods");
         std::fs::create_dir_all(&folder)?;
         std::fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
-        Ok(Self { folder })
+        Ok(Self { folder, for_now: Arc::default() })
     }
 
-    /// All pods, oldest first.
-    pub(crate) fn load(&self) -> Result<Vec<Stored>, Unreadable> {
+    /// All pods, oldest first. A file of before `booted` that is not whole is one of a power cut, whose pod comes again, and is passed
+    /// over; without a time, and of a file of later, it is an error.
+    pub(crate) fn load(&self, booted: Option<SystemTime>) -> Result<Vec<Stored>, Unreadable> {
         let mut pods: Vec<Stored> = Vec::new();
         let mut shared = Shared::default();
         let unreadable = |path: &Path, why: String| Unreadable { path: path.to_owned(), why };
@@ -252,14 +257,21 @@ impl Store {
             .map_err(|error| unreadable(&self.folder, error.to_string()))?;
         for entry in entries {
             let entry = entry.map_err(|error| unreadable(&self.folder, error.to_string()))?;
-            let path = entry.path().join("pod.json");
+            let path = entry.path().join(FILE);
             match std::fs::read(&path) {
-                Ok(bytes) => {
-                    let stored: Stored = serde_json::from_slice(&bytes)
-                        .map_err(|error| unreadable(&path, error.to_string()))?;
-                    shared.share(&stored.objects);
-                    pods.push(stored);
-                }
+                Ok(bytes) => match serde_json::from_slice::<Stored>(&bytes) {
+                    Ok(stored) => {
+                        shared.share(&stored.objects);
+                        pods.push(stored);
+                    }
+                    Err(error) => {
+                        let written = std::fs::metadata(&path).and_then(|it| it.modified()).ok();
+                        if !written.zip(booted).is_some_and(|(written, booted)| written < booted) {
+                            return Err(unreadable(&path, error.to_string()));
+                        }
+                        tracing::warn!(path = %path.display(), "a pod that came right before a power cut is forgotten");
+                    }
+                },
                 // A crash came between the folder and its file: nothing was done for this pod.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(unreadable(&path, error.to_string())),
@@ -276,6 +288,38 @@ impl Store {
         let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
         write_unread(&folder, &bytes)?;
         std::fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// Puts a pod where the next agent finds it, unless the machine loses its power: that is [`Store::sync`]'s, which the caller has done
+    /// soon where `true` comes back.
+    pub(crate) fn put_for_now(&self, uid: &str, stored: &Stored) -> io::Result<bool> {
+        let folder = self.folder.join(uid);
+        std::fs::create_dir_all(&folder)?;
+        let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
+        write_whole_for_now(&folder.join(FILE), &bytes, 0o666)?;
+        let mut for_now = self.for_now.lock().unwrap_or_else(PoisonError::into_inner);
+        for_now.push(uid.to_owned());
+        Ok(for_now.len() == 1)
+    }
+
+    /// Has all that was put for now outlive a power cut. It waits for the disk.
+    pub(crate) fn sync(&self) {
+        let uids = {
+            let mut for_now = self.for_now.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *for_now)
+        };
+        let sync = |path: &Path| std::fs::File::open(path)?.sync_all();
+        let folders = uids.iter().map(|uid| self.folder.join(uid));
+        let each = |folder: PathBuf| {
+            sync(&folder.join(FILE))?;
+            drop_pages(&folder.join(FILE));
+            sync(&folder)
+        };
+        let failed = folders.map(each).chain([sync(&self.folder)]).filter_map(Result::err);
+        // One that is gone by now needs no syncing.
+        for error in failed.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+            tracing::warn!(%error, "pods would not outlive a power cut");
+        }
     }
 
     /// Puts a pod that is on disk there again, with its objects of `revision`. Not where others have come since: that is for whoever
@@ -303,17 +347,28 @@ impl Store {
     }
 }
 
+/// A pod's file in its folder.
+const FILE: &str = "pod.json";
+
 /// Writes a pod's file into its folder.
 fn write_unread(folder: &Path, bytes: &[u8]) -> io::Result<()> {
-    let file = folder.join("pod.json");
+    let file = folder.join(FILE);
     write_whole(&file, bytes, 0o666)?;
-    // The next to read it is another agent, if any: its page would be 4 of some 60 KiB that an idle pod costs. Advice only.
-    let _ = rustix::fs::fadvise(std::fs::File::open(&file)?, 0, None, Advice::DontNeed);
+    drop_pages(&file);
     Ok(())
+}
+
+/// The next to read it is another agent, if any: its page would be 4 of some 60 KiB that an idle pod costs. Advice only.
+fn drop_pages(file: &Path) {
+    if let Ok(file) = std::fs::File::open(file) {
+        let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -381,12 +436,46 @@ mod tests {
             store.put(uid, &stored).expect("on disk");
         }
 
-        let pods = store.load().expect("read");
+        let pods = store.load(None).expect("read");
 
         let [one, two] = [pods[0].objects.get(), pods[1].objects.get()];
         assert!(Arc::ptr_eq(&one.config_maps[0], &two.config_maps[0]));
         assert!(Arc::ptr_eq(&one.secrets[0], &two.secrets[0]));
         assert!(Arc::ptr_eq(&one.services, &two.services));
+    }
+
+    #[test]
+    fn of_pods_put_for_now_the_first_asks_for_a_sync_which_is_of_all() {
+        let data = tempfile::tempdir().expect("a folder");
+        let store = Store::open(data.path()).expect("opened");
+        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
+        let stored: Stored = serde_json::from_value(empty).expect("it is read");
+        let put = |uid| store.put_for_now(uid, &stored).expect("written");
+
+        assert_eq!([put("u-1"), put("u-2")], [true, false]);
+        assert_eq!(store.load(None).expect("read").len(), 2);
+        store.remove("u-2").expect("removed");
+        store.sync();
+
+        assert!(put("u-3"));
+    }
+
+    #[test]
+    fn a_file_that_a_power_cut_left_empty_is_passed_over_and_any_other_is_an_error() {
+        let data = tempfile::tempdir().expect("a folder");
+        let store = Store::open(data.path()).expect("opened");
+        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
+        let stored: Stored = serde_json::from_value(empty).expect("it is read");
+        store.put_for_now("u-1", &stored).expect("written");
+        store.put_for_now("u-2", &stored).expect("written");
+        let file = data.path().join("pods/u-2").join(FILE);
+        std::fs::write(&file, "").expect("written");
+        let now = SystemTime::now();
+        let [earlier, later] = [now - Duration::from_secs(60), now + Duration::from_secs(60)];
+
+        assert_eq!(store.load(Some(later)).expect("the machine was started anew").len(), 1);
+        assert_eq!(store.load(Some(earlier)).expect_err("it was not").path, file);
+        assert_eq!(store.load(None).expect_err("nobody brings it again").path, file);
     }
 
     #[test]
@@ -396,7 +485,7 @@ mod tests {
         let empty = stored(json!({ "config_maps": [], "secrets": [] }));
         let stored: Stored = serde_json::from_value(empty).expect("it is read");
         store.put("u-1", &stored).expect("on disk");
-        let on_disk = || store.load().expect("read")[0].objects.get().tokens.len();
+        let on_disk = || store.load(None).expect("read")[0].objects.get().tokens.len();
         stored.objects.replace(objects());
 
         assert!(!store.put_revision("u-1", &stored, 0).expect("left alone"));
