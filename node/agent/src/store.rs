@@ -385,6 +385,11 @@ mod tests {
         stored
     }
 
+    fn without_objects() -> Stored {
+        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
+        serde_json::from_value(empty).expect("it is read")
+    }
+
     fn objects() -> PodObjects {
         let secret = json!({ "metadata": { "name": "s" }, "stringData": { "key": "hunter2" } });
         let map = json!({ "metadata": { "name": "m" }, "data": { "key": "hunter2" } });
@@ -430,8 +435,7 @@ mod tests {
         let data = tempfile::tempdir().expect("a folder");
         let store = Store::open(data.path()).expect("opened");
         for uid in ["u-1", "u-2"] {
-            let empty = stored(json!({ "config_maps": [], "secrets": [] }));
-            let stored: Stored = serde_json::from_value(empty).expect("it is read");
+            let stored = without_objects();
             stored.objects.replace(objects());
             store.put(uid, &stored).expect("on disk");
         }
@@ -447,9 +451,7 @@ mod tests {
     #[test]
     fn of_pods_put_for_now_the_first_asks_for_a_sync_which_is_of_all() {
         let data = tempfile::tempdir().expect("a folder");
-        let store = Store::open(data.path()).expect("opened");
-        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
-        let stored: Stored = serde_json::from_value(empty).expect("it is read");
+        let (store, stored) = (Store::open(data.path()).expect("opened"), without_objects());
         let put = |uid| store.put_for_now(uid, &stored).expect("written");
 
         assert_eq!([put("u-1"), put("u-2")], [true, false]);
@@ -463,9 +465,7 @@ mod tests {
     #[test]
     fn a_file_that_a_power_cut_left_empty_is_passed_over_and_any_other_is_an_error() {
         let data = tempfile::tempdir().expect("a folder");
-        let store = Store::open(data.path()).expect("opened");
-        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
-        let stored: Stored = serde_json::from_value(empty).expect("it is read");
+        let (store, stored) = (Store::open(data.path()).expect("opened"), without_objects());
         store.put_for_now("u-1", &stored).expect("written");
         store.put_for_now("u-2", &stored).expect("written");
         let file = data.path().join("pods/u-2").join(FILE);
@@ -481,9 +481,7 @@ mod tests {
     #[test]
     fn objects_in_whose_place_others_have_come_are_not_put_on_disk() {
         let data = tempfile::tempdir().expect("a folder");
-        let store = Store::open(data.path()).expect("opened");
-        let empty = stored(json!({ "config_maps": [], "secrets": [] }));
-        let stored: Stored = serde_json::from_value(empty).expect("it is read");
+        let (store, stored) = (Store::open(data.path()).expect("opened"), without_objects());
         store.put("u-1", &stored).expect("on disk");
         let on_disk = || store.load(None).expect("read")[0].objects.get().tokens.len();
         stored.objects.replace(objects());

@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{
@@ -33,6 +34,15 @@ fn get(port: u16) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+async fn until(mut is_so: impl FnMut() -> bool) {
+    patiently(async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 fn retire(containers: &[&str]) -> Request {
@@ -76,19 +86,9 @@ async fn an_http_component_goes_on_in_another_runner_and_no_request_fails() {
     let handed = hand_over(&mut old, &mut heir, spec).await;
     assert_eq!(old.ask(retire(&["web"])).await, Ok(Answer::Done));
 
-    patiently(async {
-        while runner.is_alive() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(|| !runner.is_alive()).await;
     let before = answered.load(Ordering::Relaxed);
-    patiently(async {
-        while answered.load(Ordering::Relaxed) < before + 20 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(|| answered.load(Ordering::Relaxed) >= before + 20).await;
     over.store(true, Ordering::Relaxed);
     load.join().expect("no request failed");
     assert_eq!(handed, since, "it has run since its own start");
@@ -148,12 +148,7 @@ async fn an_heir_that_is_called_off_leaves_the_listener_to_the_first_runner() {
 
     assert_eq!(heir.ask(retire(&["web"])).await, Ok(Answer::Done));
 
-    patiently(async {
-        while second.is_alive() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(|| !second.is_alive()).await;
     for _ in 0..10 {
         let answer = get(port).expect("the first runner answers");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
