@@ -56,6 +56,9 @@ enum Stays {
 
 /// Hands trees over until none is left whose runner is of another generation. Only an agent's start adds to them.
 pub(crate) async fn run(performer: Arc<Performer>) {
+    if !performer.domains.host().can_have_heirs() {
+        return;
+    }
     let mut told: HashMap<String, String> = HashMap::new();
     loop {
         let trees = performer.domains.outdated();

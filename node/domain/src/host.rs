@@ -182,6 +182,12 @@ impl Host {
         self.inner.confined.is_empty()
     }
 
+    /// Whether a second runner can take over from a first ([`crate::Heir`]): the network of an ordinary user's is of a user namespace that
+    /// no other runner enters.
+    pub fn can_have_heirs(&self) -> bool {
+        self.inner.user.is_none()
+    }
+
     /// What is missing here, each in a sentence with its remedy.
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
