@@ -323,7 +323,7 @@ async fn an_import_that_nobody_provides_is_refused_by_its_name() {
 async fn code_that_is_missing_or_damaged_is_bad_code_and_nothing_worse() {
     let runner = Runner::start();
     let code = runner.compile(&printer("x\n", 0));
-    let path = runner.root().join(format!("code/{code}.cwasm"));
+    let path = runner.code(&code);
     let mut bytes = std::fs::read(&path).expect("read");
     let half = bytes.len() / 2;
     bytes.truncate(half);

@@ -64,9 +64,8 @@ impl Runner {
     /// Compiles a guest into the runner's `/code`; its digest.
     pub(crate) fn compile(&self, guest: &[u8]) -> String {
         let digest = hex(&Sha256::digest(guest));
-        let path = self.root().join("code").join(ENGINE).join(format!("{digest}.cwasm"));
         let mut compiler = Command::new(compiler())
-            .arg(path)
+            .arg(self.code(&digest))
             .stdin(Stdio::piped())
             .spawn()
             .expect("the compiler starts");
@@ -75,6 +74,11 @@ impl Runner {
         drop(stdin);
         assert!(compiler.wait().expect("ended").success(), "the guest does not compile");
         digest
+    }
+
+    /// Where compiled code of this digest lies.
+    pub(crate) fn code(&self, digest: &str) -> PathBuf {
+        self.root().join("code").join(ENGINE).join(format!("{digest}.cwasm"))
     }
 
     pub(crate) async fn connect(&self) -> Agent {
