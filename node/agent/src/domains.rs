@@ -69,6 +69,8 @@ pub(crate) enum DomainError {
     OtherProtocol { tree: String, oldest: u32, newest: u32, program: PathBuf },
     #[error("the runner of {tree} does not tell what it holds")]
     List { tree: String, source: RequestError },
+    #[error("the runner of {tree} does not leave what it serves to another one")]
+    Retire { tree: String, source: RequestError },
 }
 
 /// A tree with two runners: one of another generation that serves, and one of the agent's own that is being given what it serves.
@@ -221,7 +223,7 @@ impl Domains {
         hand_over: Retire,
     ) -> Result<(), DomainError> {
         let Succession { tree, old, heir, connection, life } = succession;
-        let failed = |source| DomainError::List { tree: tree.clone(), source };
+        let failed = |source| DomainError::Retire { tree: tree.clone(), source };
         let slot = self.state().slot(&tree);
         let mut slot = slot.lock().await;
         if slot.as_ref().is_none_or(|live| live.life != old.life) {
