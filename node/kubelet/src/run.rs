@@ -43,9 +43,8 @@ use crate::settings::{Masquerade, NodeSettings, Routes};
 use crate::trouble::explain;
 use crate::{heartbeat, images, lease, own_node, rotation};
 
-/// Features of Kubernetes that others may count on here: none before it works (kubelet.md N14). An API server hands WebSockets of clients
-/// through as they are; else it speaks SPDY with us.
-pub const FEATURES: &[&str] = &["ExtendWebSocketsToKubelet"];
+/// Features of Kubernetes that the scheduler may count on here: none before it works (kubelet.md N14).
+pub const FEATURES: &[&str] = &[];
 
 /// One request to the API server, which answers at once or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(10);

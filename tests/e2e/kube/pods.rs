@@ -2,9 +2,6 @@
 //!
 //! Absent: what a pod's life is in itself, which the suites without a cluster test.
 
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-
 use copepod_tests::http::get;
 use copepod_tests::manifest::{With, container, pod, probe};
 use copepod_tests::node::{is_ready, status};
@@ -89,46 +86,6 @@ fn kubectl_reads_logs_and_runs_programs_in_a_pod() {
 fn page(node: &Joined, path: &str) -> String {
     let path = format!("/api/v1/nodes/{}/proxy/{path}", node.name);
     node.cluster.kubectl(&["get", "--raw", &path]).stdout
-}
-
-#[test]
-fn a_client_s_websockets_come_through_the_api_server_as_they_are() {
-    let node = Joined::start("pods-websockets", &["hello-http", "probe"]);
-    let script = ["print first-line", "sleep 600000"];
-    let talker = pod("talker", [probe(&script)]);
-    node.apply(&[talker, pod("server", [container("app", "hello-http")])]);
-    node.wait("talker", "running", |pod| pod["status"]["phase"] == "Running");
-    node.wait("server", "ready", is_ready);
-    let declared = node.get("node", &node.name)["status"]["declaredFeatures"].clone();
-    assert_eq!(declared, json!(["ExtendWebSocketsToKubelet"]));
-    node.approve_serving();
-    until("the kubelet's API", || page(&node, "healthz").contains("ok").then_some(()));
-
-    let told = node.kubectl(&["exec", "talker", "--", "probe", "print from-exec"]);
-    assert!(told.contains("from-exec"), "{told}");
-    let forward = ["--namespace", &node.name, "port-forward", "pod/server", ":8080"];
-    let mut forward = node.cluster.kubectl_command(node.cluster.admin(), &forward);
-    let mut forward = forward.stdout(Stdio::piped()).spawn().expect("kubectl starts");
-    let mut told = String::new();
-    let stdout = forward.stdout.take().expect("it is piped");
-    BufReader::new(stdout).read_line(&mut told).expect("its words are text");
-    let at = told.strip_prefix("Forwarding from ").and_then(|it| it.split(" -> ").next());
-    let at = at.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("no address in: {told}"));
-    let answer = get(at, "/");
-    let _ = forward.kill();
-    let _ = forward.wait();
-
-    assert_eq!(answer.expect("an answer").text(), "hello from copepod\n");
-    // Translated to SPDY, they would be POSTs.
-    let figures = page(&node, "metrics");
-    for path in ["exec", "portForward"] {
-        let is_counted = |method: &str| {
-            let line =
-                format!("kubelet_http_requests_total{{method=\"{method}\",path=\"{path}\"}}");
-            figures.contains(&line)
-        };
-        assert!(is_counted("GET") && !is_counted("POST"), "{path}\n{figures}");
-    }
 }
 
 #[test]
