@@ -164,7 +164,7 @@ mod tests {
         let begin = ToRunner::Begin(Begin {
             domain: "default".into(),
             uid: 2_000_000_001,
-            own_network: true,
+            network: Network::Own,
             mount_point: "/var/lib/copepod/domains/default/root".into(),
             max_files: 1024,
             outside: None,

@@ -195,7 +195,11 @@ fn a_container_that_restarts_in_an_older_runner_runs_code_of_that_runner_s_own_c
     let says = |state: &str| std::fs::write(folder.join("state"), state).expect("a file");
     says("good");
     let volume = json!([{ "name": "shared", "hostPath": { "path": folder } }]);
-    node.start(&[pod("old", [crashing])
+    // Without a program that goes on, the tree would be handed over while the other one waits.
+    let goes_on = probe(&["forever sleep 1000"])
+        .with("/name", json!("goes-on"))
+        .with("/image", json!(image("probe-p1")));
+    node.start(&[pod("old", [crashing, goes_on])
         .with("/spec/restartPolicy", json!("Always"))
         .with("/spec/volumes", volume)]);
     node.wait_ready("old");
@@ -224,7 +228,8 @@ fn a_container_that_restarts_in_an_older_runner_runs_code_of_that_runner_s_own_c
     assert_eq!(only_runner(&node), runner);
     let made = std::fs::read_dir(&code).expect("a folder").flatten().count();
     assert_eq!(made, 2, "the code and its label");
-    node.ok(&["exec", "old", "--", "probe", "cannot-write /etc/passwd"]);
+    let asked = ["exec", "old", "--container", "probe", "--", "probe", "cannot-write /etc/passwd"];
+    node.ok(&asked);
 }
 
 #[test]
