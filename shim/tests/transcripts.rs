@@ -396,6 +396,6 @@ fn there_is_a_message_with_every_variant() {
         }
     }
 
-    assert_eq!(requests, (0..=10).collect());
-    assert_eq!(others, (0..=13).collect());
+    assert_eq!(requests, (0..=13).collect());
+    assert_eq!(others, (0..=15).collect());
 }

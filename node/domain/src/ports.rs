@@ -357,7 +357,7 @@ mod tests {
         assert!(text.contains("elements = { 192.0.2.1 . tcp . 81 : 10.64.64.6 . 80 }"), "{text}");
         let (at, any) = (text.find("map @at-ip"), text.find("map @any-ip"));
         assert!(at.is_some() && at < any, "{text}");
-        assert!(!text.contains("ip6 to"), "no pod has such an address: {text}");
+        assert!(!text.contains("dnat ip6 to"), "no pod has such an address: {text}");
     }
 
     #[test]
