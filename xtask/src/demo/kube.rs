@@ -22,9 +22,8 @@ use crate::cache::{Cache, checkout};
 use crate::kube::{Set, bring};
 
 const NAME: &str = "edge-1";
-/// The Deployments of examples/ that are shown, and their namespaces: one that serves, and one that has a main, for `kubectl exec`.
-const DEPLOYMENTS: [(&str, &str); 2] = [("hello-http", "default"), ("probe", TOOLS)];
-const TOOLS: &str = "tools";
+/// The Deployments of examples/ that are shown: one that serves, and one that has a main, for `kubectl exec`.
+const DEPLOYMENTS: [&str; 2] = ["hello-http", "probe"];
 /// How many pods the first is scaled to.
 const MANY: usize = 50;
 /// How long requests go on between two things that happen to the agent.
@@ -57,7 +56,7 @@ pub(super) fn show(node: Node, programs: &Programs, took: &Took) -> Result<()> {
         took.step("start a registry on loopback", || Registry::start(&node.built().registry))?;
     let place = registry.address().to_string();
     took.step("pack the guests and push them", || {
-        DEPLOYMENTS.iter().try_for_each(|(guest, _)| super::push(&node, guest, &place))
+        DEPLOYMENTS.iter().try_for_each(|guest| super::push(&node, guest, &place))
     })?;
     let cluster =
         took.step("start etcd, kube-apiserver, kube-controller-manager, kube-scheduler", || {
@@ -77,7 +76,7 @@ pub(super) fn show(node: Node, programs: &Programs, took: &Took) -> Result<()> {
 impl Show<'_> {
     fn join(&self) -> Result<Running> {
         self.took.step("a machine becomes a node", || {
-            let running = self.start(&[])?;
+            let running = self.start()?;
             println!("  $ kubectl certificate approve csr-...");
             approve_serving(&self.cluster, &self.node, NAME);
             print!("{}", self.kubectl(&["get", "nodes", "--output", "wide"]));
@@ -86,14 +85,11 @@ impl Show<'_> {
     }
 
     /// The node's process: as it is started first, and again wherever it was killed.
-    fn start(&self, more: &[&str]) -> Result<Running> {
+    fn start(&self) -> Result<Running> {
         let bootstrap = self.cluster.bootstrap_kubeconfig()?;
         let arguments = ["--bootstrap-kubeconfig", text(&bootstrap), "--node-name", NAME];
-        let shown = more.iter().map(|word| format!(" {word}")).collect::<String>();
-        println!(
-            "  $ copepod node --bootstrap-kubeconfig bootstrap.conf --node-name {NAME}{shown} &"
-        );
-        let running = Running::start(&self.node, &[&arguments, more].concat());
+        println!("  $ copepod node --bootstrap-kubeconfig bootstrap.conf --node-name {NAME} &");
+        let running = Running::start(&self.node, &arguments);
         let get = || self.get(&["node", NAME]);
         until_it_is("the node to be ready", get, is_ready, |node| {
             format!("{}\n{}", node["status"], running.log())
@@ -103,20 +99,18 @@ impl Show<'_> {
 
     fn deploy(&self, place: &str) -> Result<()> {
         self.took.step("two Deployments: pulled, compiled, started, ready", || {
-            self.kubectl(&["create", "namespace", TOOLS]);
-            for (name, namespace) in DEPLOYMENTS {
+            for name in DEPLOYMENTS {
                 let file = checkout().join("examples").join(name).join("deployment.yaml");
                 let manifest = std::fs::read_to_string(file)?.replace(NAMED, place);
-                let manifest = self.node.write(name, manifest);
-                self.kubectl(&["apply", "--namespace", namespace, "--filename", &manifest]);
-                self.rolled_out(name, namespace);
+                self.kubectl(&["apply", "--filename", &self.node.write(name, manifest)]);
+                self.rolled_out(name);
             }
             print!("{}", self.kubectl(&["get", "pods", "--output", "wide"]));
             Ok(())
         })?;
         self.took.step(&format!("scale to {MANY}, all ready"), || {
             self.kubectl(&["scale", "deployment/hello-http", &format!("--replicas={MANY}")]);
-            self.rolled_out("hello-http", "default");
+            self.rolled_out("hello-http");
             Ok(())
         })?;
         self.took.step("ask each of them by its own address", || {
@@ -134,23 +128,28 @@ impl Show<'_> {
     /// What people look at a cluster with.
     fn look(&self) -> Result<()> {
         self.took.step("kubectl logs, exec and top", || {
-            let tools = |arguments: &[&str]| {
-                let arguments = [&["--namespace", TOOLS], arguments].concat();
-                print!("{}", self.kubectl(&arguments));
-            };
-            tools(&["logs", "deployment/probe"]);
-            tools(&["exec", "deployment/probe", "--", "probe", "cannot-read /etc/passwd"]);
+            print!("{}", self.kubectl(&["logs", "deployment/probe"]));
+            print!(
+                "{}",
+                self.kubectl(&[
+                    "exec",
+                    "deployment/probe",
+                    "--",
+                    "probe",
+                    "cannot-read /etc/passwd"
+                ])
+            );
             until_it_is(
                 "metrics-server to have seen the pods twice",
                 || {
                     self.cluster.assert_well();
-                    self.cluster.kubectl(&["--namespace", TOOLS, "top", "pods"])
+                    self.cluster.kubectl(&["top", "pods", "--selector", "app=probe"])
                 },
                 |told| told.code == Some(0) && told.stdout.contains("probe"),
                 |told| format!("{}{}", told.stdout, told.stderr),
             );
             print!("{}", self.kubectl(&["top", "nodes"]));
-            tools(&["top", "pods"]);
+            print!("{}", self.kubectl(&["top", "pods", "--selector", "app=probe"]));
             Ok(())
         })
     }
@@ -160,7 +159,6 @@ impl Show<'_> {
         let took = self.took;
         let mut running = Some(running);
         let addresses = self.addresses();
-        let old = self.node.runners();
         let met = took.step("kill the agent twice and upgrade it, under load", || {
             while_asked(&addresses, || {
                 for next in [None, None, Some("the-next-version")] {
@@ -173,17 +171,16 @@ impl Show<'_> {
                         self.node.upgrade(next);
                     }
                     std::thread::sleep(BETWEEN);
-                    running = Some(self.start(next.map_or(&[], |_| &["--max-runner-age", "2s"]))?);
+                    running = Some(self.start()?);
                 }
-                // New pods are the new program's, and so are the old ones soon: those that serve are handed over, and the program is
-                // evicted and made again.
+                // New pods are the new program's, beside the old ones.
                 self.kubectl(&[
                     "scale",
                     "deployment/hello-http",
                     &format!("--replicas={}", MANY + 5),
                 ]);
-                self.rolled_out("hello-http", "default");
-                self.old_build_gone(&old)
+                self.rolled_out("hello-http");
+                Ok(())
             })
         })?;
         let restarts: u64 = self
@@ -195,25 +192,15 @@ impl Show<'_> {
         println!(
             "  {answered} requests answered, {failed} failed, {restarts} containers restarted"
         );
+        println!("  runners: {}, of two builds", self.node.runners().len());
         ensure!(failed == 0, "{failed} requests failed");
         ensure!(restarts == 0, "{restarts} containers were restarted");
         running.context("it was started again")
     }
 
-    /// Waits until none of these runners is left.
-    fn old_build_gone(&self, old: &[u32]) -> Result<()> {
-        until("the older build's runners to end", || {
-            let runners = self.node.runners();
-            (!runners.is_empty() && !runners.iter().any(|it| old.contains(it))).then_some(())
-        });
-        println!("  no runner of the older build is left");
-        Ok(())
-    }
-
     fn leave(&self, running: Running) -> Result<()> {
         self.took.step("delete everything, and look for what was left behind", || {
             self.kubectl(&["delete", "deployment", "--all"]);
-            self.kubectl(&["delete", "namespace", TOOLS]);
             until("the pods to be gone", || self.pods().is_empty().then_some(()));
             self.kubectl(&["delete", "node", NAME]);
             drop(running);
@@ -226,14 +213,13 @@ impl Show<'_> {
         Ok(())
     }
 
-    fn rolled_out(&self, name: &str, namespace: &str) {
+    fn rolled_out(&self, name: &str) {
         let deployment = format!("deployment/{name}");
-        let status = ["rollout", "status", &deployment, "--timeout=120s", "--namespace", namespace];
-        print!("{}", self.kubectl(&status));
+        print!("{}", self.kubectl(&["rollout", "status", &deployment, "--timeout=120s"]));
     }
 
     fn pods(&self) -> Vec<Value> {
-        self.get(&["pods", "--all-namespaces"])["items"].as_array().cloned().unwrap_or_default()
+        self.get(&["pods"])["items"].as_array().cloned().unwrap_or_default()
     }
 
     /// Where the pods of the Deployment that serves are.
