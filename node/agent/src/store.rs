@@ -266,7 +266,7 @@ impl Store {
                     }
                     Err(error) => {
                         let written = std::fs::metadata(&path).and_then(|it| it.modified()).ok();
-                        if !written.zip(booted).is_some_and(|(written, booted)| written < booted) {
+                        if written.zip(booted).is_none_or(|(written, booted)| written >= booted) {
                             return Err(unreadable(&path, error.to_string()));
                         }
                         tracing::warn!(path = %path.display(), "a pod that came right before a power cut is forgotten");
