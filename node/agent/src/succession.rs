@@ -88,12 +88,20 @@ pub(crate) async fn run(performer: Arc<Performer>) {
     }
 }
 
+/// What runs of these pods now; the error: the agent is ending.
+async fn running(
+    performer: &Performer,
+    pods: Vec<String>,
+) -> Result<Vec<Running>, oneshot::error::RecvError> {
+    let (answer, answered) = oneshot::channel();
+    let _ = performer.wake.send(Wake::Running { pods, answer }).await;
+    answered.await
+}
+
 /// Has a runner of the agent's own generation take a tree over; how many containers it serves then.
 async fn hand_over(performer: &Performer, tree: &str) -> Result<usize, Stays> {
-    let (answer, answered) = oneshot::channel();
-    let pods = performer.domains.pods_in(tree);
-    let _ = performer.wake.send(Wake::Running { pods, answer }).await;
-    let pods = answered.await.map_err(|_| Stays::Changed)?;
+    let pods = running(performer, performer.domains.pods_in(tree)).await;
+    let pods = pods.map_err(|_| Stays::Changed)?;
     let ready = make_ready(performer, &pods).await?;
     let Some(succession) = performer.domains.start_heir(tree).await? else { return Ok(0) };
 
@@ -168,9 +176,7 @@ async fn make_ready(performer: &Performer, pods: &[Running]) -> Result<Ready, St
 pub(crate) async fn outdated(performer: &Performer) -> Outdated {
     let trees = performer.domains.outdated();
     let pods = trees.iter().flat_map(|tree| performer.domains.pods_in(tree)).collect();
-    let (answer, answered) = oneshot::channel();
-    let _ = performer.wake.send(Wake::Running { pods, answer }).await;
-    let pods = answered.await.unwrap_or_default();
+    let pods = running(performer, pods).await.unwrap_or_default();
     let is_program = |world: &World, container: &ContainerName| {
         let image = world.image(container.as_ref());
         image.is_some_and(|it| it.code.inspection.kind != Kind::HttpComponent)
