@@ -6,6 +6,8 @@ mod basic;
 mod command_line;
 mod programs;
 
+mod languages;
+
 mod exits;
 mod limits;
 mod volumes;

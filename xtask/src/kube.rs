@@ -9,17 +9,18 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use copepod_tests::cluster::ASSETS;
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, checkout};
 use crate::command::{output, step};
+use crate::go::Go;
 
 /// How often a build says how far it is.
 const TELL: Duration = Duration::from_secs(10);
@@ -160,7 +161,7 @@ pub(crate) fn bring(cache: &Cache, set: Set) -> Result<PathBuf> {
     if set.programs().iter().all(|program| bin.join(program).is_file()) {
         return Ok(bin);
     }
-    let go = Go::find(&module)?;
+    let go = find_go(&module)?;
     let names = set.programs().join(", ");
     step(
         &format!("building {names} (the first time takes Go a quarter of an hour on two cores)"),
@@ -168,7 +169,7 @@ pub(crate) fn bring(cache: &Cache, set: Set) -> Result<PathBuf> {
             let part = folder.with_extension("part");
             let _ = fs::remove_dir_all(&part);
             fs::create_dir_all(part.join("bin"))?;
-            go.build(&module, &link_flags, &part.join("bin"))?;
+            build_tools(&go, &module, &link_flags, &part.join("bin"))?;
             if set == Set::ControlPlane {
                 // Go names a program after its folder.
                 fs::rename(part.join("bin/server"), part.join("bin/etcd"))?;
@@ -184,12 +185,16 @@ pub(crate) fn bring(cache: &Cache, set: Set) -> Result<PathBuf> {
 /// Where Go keeps the sources of a set's own module, with the files beside them; brought by Go where they are not there.
 pub(crate) fn sources(set: Set) -> Result<PathBuf> {
     let module = set.module();
-    let go = Go::find(&module)?;
-    let mut command = Command::new(&go.0);
-    command.current_dir(&module).args(["mod", "download", "-json", set.version().0]);
+    let go = find_go(&module)?;
+    let mut command = go.command(&module);
+    command.args(["mod", "download", "-json", set.version().0]);
     let told: serde_json::Value = serde_json::from_str(&output(&mut command)?)?;
     let folder = told["Dir"].as_str().context("Go does not say where the sources are")?;
     Ok(folder.into())
+}
+
+fn find_go(module: &Path) -> Result<Go> {
+    Go::find(module, "Kubernetes is", &format!(" Or name a folder of built programs in {ASSETS}"))
 }
 
 /// Removes what was built from other versions. What runs from there runs on.
@@ -224,125 +229,62 @@ fn required_version<'a>(module_file: &'a str, module: &str) -> Option<&'a str> {
     })
 }
 
-/// The least Go that a go.mod asks for.
-fn required_go(module_file: &str) -> &str {
-    module_file.lines().find_map(|line| line.strip_prefix("go ")).unwrap_or_default().trim()
-}
-
 fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// A Go that is new enough.
-struct Go(PathBuf);
-
-impl Go {
-    /// The one on the PATH, else the one where Go's own instructions put it.
-    fn find(module: &Path) -> Result<Self> {
-        let candidates = [PathBuf::from("go"), PathBuf::from("/usr/local/go/bin/go")];
-        let needed = required_go(&read(&module.join("go.mod"))?).to_owned();
-        let mut found = "there is none".to_owned();
-        for program in candidates {
-            // Asked there, a Go since 1.21 that may do so gets itself the version that the module needs.
-            match Command::new(&program).current_dir(module).args(["env", "GOVERSION"]).output() {
-                Ok(answer) if answer.status.success() => {
-                    let version = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
-                    if at_least(&version, &needed) {
-                        return Ok(Self(program));
-                    }
-                    found = format!("{} is {version}", program.display());
-                }
-                Ok(answer) => {
-                    let said = String::from_utf8_lossy(&answer.stderr);
-                    found = format!("{} says: {}", program.display(), said.trim());
-                }
-                Err(_) => {}
-            }
-        }
-        bail!(
-            "Kubernetes is built by Go {needed} or later, and {found}. Unpack a later one from https://go.dev/dl/ to \
-             /usr/local/go, or put it on the PATH. Or name a folder of built programs in {ASSETS}"
-        )
-    }
-
-    /// Builds what the module's `tool` block names into `to`.
-    fn build(&self, module: &Path, link_flags: &str, to: &Path) -> Result<()> {
-        let go = |arguments: &[&str]| {
-            let mut command = Command::new(&self.0);
-            // Without C no compiler is needed, and the programs run on any Linux.
-            command.current_dir(module).env("CGO_ENABLED", "0").args(arguments);
-            command
-        };
-        // What is brought is told by Go itself, a line for each.
-        let listed = go(&["list", "-deps", "-f", ".", "tool"]).stderr(Stdio::inherit()).output()?;
-        let total = listed.stdout.split(|byte| *byte == b'\n').filter(|it| !it.is_empty()).count();
-        let mut build = go(&["build", "-v", "-trimpath", "-ldflags", link_flags]);
-        let mut child = build
-            .arg("-o")
-            .arg(to)
-            .arg("tool")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start Go")?;
-        let said = BufReader::new(child.stderr.take().context("its words are piped")?);
-        let (lines, heard) = mpsc::channel();
-        let reader = std::thread::spawn(move || {
-            said.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
-        });
-        let begin = Instant::now();
-        let mut told = 0;
-        let mut packages = 0;
-        loop {
-            match heard.recv_timeout(TELL) {
-                // With -v Go tells each package that it compiles by its path alone; all else is for a person to read.
-                Ok(line) if line.contains([' ', '#']) => eprintln!("    {line}"),
-                Ok(_) => packages += 1,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if begin.elapsed() >= TELL * (told + 1) {
-                told += 1;
-                let seconds = begin.elapsed().as_secs();
-                eprintln!("    {seconds} s: {packages} packages of at most {total} begun");
-            }
-        }
-        let _ = reader.join();
-        let status = child.wait()?;
-        ensure!(status.success(), "go build ended with {status}");
-        Ok(())
-    }
-}
-
-/// Whether `version`, such as `go1.26.8`, is `needed`, such as `1.26.0`, or later.
-fn at_least(version: &str, needed: &str) -> bool {
-    let parts = |version: &str| -> Vec<u32> {
-        version
-            .trim_start_matches("go")
-            .split(|it: char| !it.is_ascii_digit())
-            .map_while(|part| part.parse().ok())
-            .collect()
+/// Builds what the module's `tool` block names into `to`.
+fn build_tools(go: &Go, module: &Path, link_flags: &str, to: &Path) -> Result<()> {
+    let go = |arguments: &[&str]| {
+        let mut command = go.command(module);
+        // Without C no compiler is needed, and the programs run on any Linux.
+        command.env("CGO_ENABLED", "0").args(arguments);
+        command
     };
-    parts(version) >= parts(needed)
+    // What is brought is told by Go itself, a line for each.
+    let listed = go(&["list", "-deps", "-f", ".", "tool"]).stderr(Stdio::inherit()).output()?;
+    let total = listed.stdout.split(|byte| *byte == b'\n').filter(|it| !it.is_empty()).count();
+    let mut build = go(&["build", "-v", "-trimpath", "-ldflags", link_flags]);
+    let mut child = build
+        .arg("-o")
+        .arg(to)
+        .arg("tool")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start Go")?;
+    let said = BufReader::new(child.stderr.take().context("its words are piped")?);
+    let (lines, heard) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        said.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
+    });
+    let begin = Instant::now();
+    let mut told = 0;
+    let mut packages = 0;
+    loop {
+        match heard.recv_timeout(TELL) {
+            // With -v Go tells each package that it compiles by its path alone; all else is for a person to read.
+            Ok(line) if line.contains([' ', '#']) => eprintln!("    {line}"),
+            Ok(_) => packages += 1,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if begin.elapsed() >= TELL * (told + 1) {
+            told += 1;
+            let seconds = begin.elapsed().as_secs();
+            eprintln!("    {seconds} s: {packages} packages of at most {total} begun");
+        }
+    }
+    let _ = reader.join();
+    let status = child.wait()?;
+    ensure!(status.success(), "go build ended with {status}");
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_go_is_new_enough_by_its_numbers_and_not_by_its_letters() {
-        for (version, enough) in [
-            ("go1.26.8", true),
-            ("go1.26.0", true),
-            ("go1.100", true),
-            ("go1.26rc1", false),
-            ("go1.19.8", false),
-            ("", false),
-        ] {
-            assert_eq!(at_least(version, "1.26.0"), enough, "{version}");
-        }
-    }
+    use crate::go;
 
     #[test]
     fn a_module_s_own_version_is_stamped_into_its_programs() {
@@ -354,7 +296,7 @@ mod tests {
             for package in set.version().1 {
                 assert!(flags.contains(&format!("-X {package}.gitVersion=v")), "{flags}");
             }
-            assert!(at_least(required_go(&file), "1.26"));
+            assert!(go::at_least(go::required_go(&file), "1.26"));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The project's own tasks: `cargo xtask build | guests | kube | test | demo | bench | install | uninstall`.
 //!
 //! Here: set-up on a fresh machine into [`cache`], then one module per task. What is set up by whom: [`programs`] are ours,
-//! [`guests`] are the examples, [`kube`] builds Kubernetes, [`debian`] unpacks other people's programs. Deliberately absent: anything installed on the
+//! [`guests`] are the examples, [`kube`] builds Kubernetes, [`debian`] and [`pypi`] unpack other people's programs. Deliberately absent: anything installed on the
 //! machine (but by `install`), and anything that looks outside the checkout and the cache.
 
 // A task talks to the person who runs it.
@@ -12,10 +12,12 @@ mod cache;
 mod command;
 mod debian;
 mod demo;
+mod go;
 mod guests;
 mod install;
 mod kube;
 mod programs;
+mod pypi;
 mod test;
 
 use std::process::ExitCode;

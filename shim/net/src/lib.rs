@@ -2,7 +2,7 @@
 //!
 //! Start at [`podnet`], the object that all containers of a pod share; [`rules`] decides which address a guest's address
 //! means and [`table`] who holds which port. Behind `wasi:sockets` stand [`tcp`], [`udp`] and [`lookup`], joined to a
-//! component by [`linker`]; [`door`] is the way out where the network itself has none.
+//! component by [`linker`] and to a module by [`preview1`]; [`door`] is the way out where the network itself has none.
 //!
 //! Here: address rewriting, the judge of destinations, sockets, names, the socket quota.
 //! Elsewhere: addresses and routes of the network namespace (`copepod-domain`), HTTP (`copepod-runner`).
@@ -31,6 +31,8 @@ pub mod lookup;
 mod dns;
 
 pub mod linker;
+
+pub mod preview1;
 
 pub use door::Door;
 pub use linker::{NetCtx, NetView, add_to_linker};

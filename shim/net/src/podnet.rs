@@ -91,16 +91,7 @@ impl PodNet {
             os::bind_tcp(&socket, address)?;
             Ok((socket.local_addr()?.port(), socket))
         });
-        let (socket, binding) = bound.map_err(|error| match error {
-            BindError::Held(holder) => io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("port {port} is held by container {holder}"),
-            ),
-            BindError::Os(source) => io::Error::new(
-                source.kind(),
-                format!("cannot bind port {port} of {}: {source}", place.ip),
-            ),
-        })?;
+        let (socket, binding) = bound.map_err(|error| error.of_port(place.ip, port))?;
         Ok(Listener::new(socket.listen(HTTP_BACKLOG)?, binding))
     }
 
@@ -132,13 +123,8 @@ impl PodNet {
             guest: Family::of(address.ip()),
             container: container.into(),
         };
-        let binding = self.hold(claim).map_err(|error| match error {
-            BindError::Held(holder) => io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("port {} is held by container {holder}", address.port()),
-            ),
-            BindError::Os(error) => error,
-        })?;
+        let binding =
+            self.hold(claim).map_err(|error| error.of_port(address.ip(), address.port()))?;
         Ok(Listener::new(socket, binding))
     }
 
@@ -371,6 +357,21 @@ pub(crate) enum BindError {
     Held(Arc<str>),
     /// The kernel refused.
     Os(io::Error),
+}
+
+impl BindError {
+    /// The same in words, for a port of the platform's choice.
+    pub(crate) fn of_port(self, ip: IpAddr, port: u16) -> io::Error {
+        match self {
+            Self::Held(holder) => io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("port {port} is held by container {holder}"),
+            ),
+            Self::Os(source) => {
+                io::Error::new(source.kind(), format!("cannot bind port {port} of {ip}: {source}"))
+            }
+        }
+    }
 }
 
 impl From<io::Error> for BindError {

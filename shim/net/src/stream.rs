@@ -5,10 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -106,6 +109,88 @@ impl Connection {
     fn moves(&self, to_the_guest: bool) {
         self.guests_turn.store(to_the_guest, Ordering::Relaxed);
         self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What has arrived, straight into a guest's memory; 0 at the end. With `peek` it stays where it is.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing has arrived; what the kernel says.
+    pub(crate) fn receive(&self, buffer: &mut [u8], peek: bool) -> io::Result<usize> {
+        if self.reading_is_over.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        if peek {
+            return self.peek(buffer);
+        }
+        let received = self.stream.try_read(buffer);
+        match &received {
+            Ok(0) if !buffer.is_empty() => self.reading_is_over.store(true, Ordering::Relaxed),
+            Ok(_) => self.moves(true),
+            Err(_) => {}
+        }
+        received
+    }
+
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.try_io(Interest::READABLE, || {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            Ok(rustix::net::recv(&self.stream, buffer, flags)?.1)
+        })
+    }
+
+    /// Waits until [`Connection::receive`] has something to tell, and tells how many bytes; 0 at the end.
+    pub(crate) fn poll_received(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        loop {
+            if self.reading_is_over.load(Ordering::Relaxed) {
+                return Poll::Ready(0);
+            }
+            // What the runtime remembers may be out of date: the kernel is asked, and where it has nothing, forgotten.
+            ready!(self.stream.poll_read_ready(cx)).ok();
+            match self.peek(&mut [0]) {
+                Ok(0) => return Poll::Ready(0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // An error is for the read that comes.
+                Ok(_) | Err(_) => {
+                    let bytes = rustix::io::ioctl_fionread(&self.stream).unwrap_or(1);
+                    return Poll::Ready(usize::try_from(bytes.max(1)).unwrap_or(usize::MAX));
+                }
+            }
+        }
+    }
+
+    /// Gives the kernel what it takes of a guest's bytes at once. Not while an [`Output`] of the connection is in use.
+    ///
+    /// # Errors
+    /// `WouldBlock`: it takes none; `BrokenPipe` after [`Connection::stop_writing`]; what the kernel says.
+    pub(crate) fn transmit(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        if !matches!(self.sending().state, SendState::Open) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let sent = self.stream.try_write_vectored(slices);
+        if sent.is_ok() {
+            self.moves(false);
+        }
+        sent
+    }
+
+    /// Waits until [`Connection::transmit`] takes something, or says why not.
+    pub(crate) fn poll_transmits(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if !matches!(self.sending().state, SendState::Open) {
+                return Poll::Ready(());
+            }
+            ready!(self.stream.poll_write_ready(cx)).ok();
+            let taken = self.stream.try_io(Interest::WRITABLE, || {
+                let mut asked = [PollFd::new(&self.stream, PollFlags::OUT)];
+                match rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+                    0 => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            });
+            if taken.is_ok() {
+                return Poll::Ready(());
+            }
+        }
     }
 
     /// No more is read: what arrives from now on is lost.

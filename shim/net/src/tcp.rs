@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use rustix::io::Errno;
 use tokio::net::TcpStream;
@@ -20,8 +20,8 @@ use crate::linker::NetCtx;
 use crate::listening::Listening;
 use crate::options::{Options, Settings};
 use crate::os;
-use crate::podnet::{Binding, Permit, PodNet};
-use crate::rules::{Family, Scope};
+use crate::podnet::{BindError, Binding, Permit, PodNet};
+use crate::rules::{Family, Place, Scope};
 use crate::stream::Connection;
 use crate::table::Proto;
 use crate::wasi;
@@ -71,11 +71,15 @@ enum State {
     Connected(Arc<Connection>),
     Listening {
         listener: Arc<Listening>,
-        arrived: Option<io::Result<(TcpStream, SocketAddr)>>,
+        arrived: Option<Arrived>,
+        /// What a wait for a connection has come to.
+        arriving: Option<Pin<Box<dyn Future<Output = Arrived> + Send>>>,
     },
     /// Its connection did not come about.
     Closed,
 }
+
+type Arrived = io::Result<(TcpStream, SocketAddr)>;
 
 struct Connecting {
     to: SocketAddr,
@@ -122,18 +126,34 @@ impl TcpSocket {
 
     pub(crate) fn start_bind(&mut self, asked: SocketAddr) -> SocketResult<()> {
         self.nothing_is_started()?;
-        if self.bound.is_some() {
+        if self.bound.is_some() || !matches!(self.state, State::Fresh(_)) {
             return Err(ErrorCode::InvalidState.into());
         }
-        let State::Fresh(socket) = &mut self.state else {
-            return Err(ErrorCode::InvalidState.into());
-        };
         let rules = self.net.rules();
         if !rules.is_of_family(self.guest, asked.ip()) || !wasi::is_unicast(asked.ip()) {
             return Err(ErrorCode::InvalidArgument.into());
         }
         let place = rules.bind(self.guest, asked.ip()).ok_or(ErrorCode::AddressNotBindable)?;
+        self.bind(place, asked).map_err(wasi::bind_error)?;
+        self.started = Some(Started::Bind);
+        Ok(())
+    }
 
+    /// A socket that is bound to a port of every pod address of a family.
+    pub(crate) fn of_port(ctx: &NetCtx, guest: Family, port: u16) -> io::Result<Self> {
+        let full = || io::Error::other("the pod has as many sockets as it may");
+        let mut socket = Self::new(ctx, guest).map_err(|_| full())?;
+        let any = guest.unspecified();
+        let place = ctx.net.rules().bind(guest, any).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let bound = socket.bind(place, SocketAddr::new(any, port));
+        bound.map_err(|error| error.of_port(place.ip, port))?;
+        Ok(socket)
+    }
+
+    fn bind(&mut self, place: Place, asked: SocketAddr) -> Result<(), BindError> {
+        let State::Fresh(socket) = &mut self.state else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+        };
         // A bound socket cannot be bound again, so each further attempt takes a new one.
         let beneath = Family::of(place.ip);
         let mut used = beneath != self.beneath;
@@ -153,9 +173,8 @@ impl TcpSocket {
                 Ok((socket.local_addr()?.port(), ()))
             },
         );
-        let ((), binding) = bound.map_err(wasi::bind_error)?;
+        let ((), binding) = bound?;
         self.bound = Some(Bound { binding, asked: asked.ip() });
-        self.started = Some(Started::Bind);
         Ok(())
     }
 
@@ -268,7 +287,7 @@ impl TcpSocket {
         };
         let listener = Arc::new(Listening::new(socket.listen(self.backlog)?));
         bound.binding.listens(&listener);
-        self.state = State::Listening { listener, arrived: None };
+        self.state = State::Listening { listener, arrived: None, arriving: None };
         self.started = Some(Started::Listen);
         Ok(())
     }
@@ -279,7 +298,8 @@ impl TcpSocket {
 
     /// The next connection that has arrived, as a socket of its own.
     pub(crate) fn accept(&mut self) -> SocketResult<(Self, Arc<Connection>)> {
-        let (Some(bound), State::Listening { listener, arrived }) = (&self.bound, &mut self.state)
+        let (Some(bound), State::Listening { listener, arrived, .. }) =
+            (&self.bound, &mut self.state)
         else {
             return Err(ErrorCode::InvalidState.into());
         };
@@ -379,6 +399,31 @@ impl TcpSocket {
         Ok(Settings::new(fd(&self.state)?, self.beneath, &mut self.options))
     }
 
+    /// The connection, where there is one.
+    pub(crate) fn connection(&self) -> Option<&Arc<Connection>> {
+        match &self.state {
+            State::Connected(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// Waits for the end of an attempt to connect, or for a connection to accept; in other states there is nothing to wait for.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.state {
+            State::Connecting(connecting) => connecting.attempt.poll(cx),
+            State::Listening { listener, arrived, arriving } if arrived.is_none() => {
+                let waiting = arriving.get_or_insert_with(|| {
+                    let listener = Arc::clone(listener);
+                    Box::pin(async move { listener.accept().await })
+                });
+                *arrived = Some(ready!(waiting.as_mut().poll(cx)));
+                *arriving = None;
+                Poll::Ready(())
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+
     fn nothing_is_started(&self) -> SocketResult<()> {
         match self.started {
             None => Ok(()),
@@ -428,14 +473,6 @@ fn accept_error(error: io::Error) -> ErrorCode {
 #[async_trait]
 impl Pollable for TcpSocket {
     async fn ready(&mut self) {
-        match &mut self.state {
-            State::Connecting(connecting) => {
-                poll_fn(|cx| connecting.attempt.poll(cx)).await;
-            }
-            State::Listening { listener, arrived } if arrived.is_none() => {
-                *arrived = Some(listener.accept().await);
-            }
-            _ => {}
-        }
+        poll_fn(|cx| self.poll_ready(cx)).await;
     }
 }

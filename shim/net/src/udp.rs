@@ -8,9 +8,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
 use tokio::net::UdpSocket as OsSocket;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
 use wasmtime_wasi::p2::{Pollable, SocketError, SocketResult};
@@ -397,16 +398,35 @@ impl Incoming {
 #[async_trait]
 impl Pollable for Incoming {
     async fn ready(&mut self) {
-        // An error of waiting comes back from receiving. The peers are those of now: a guest that waits asks no new one.
+        poll_fn(|cx| self.poll_ready(cx)).await;
+    }
+}
+
+impl Incoming {
+    /// Waits for a datagram. An error of waiting comes back from receiving.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // The peers are those of now: a guest that waits asks no new one.
         let beyond = self.bound.all_beyond();
-        poll_fn(|cx| {
-            let sockets = std::iter::once(&self.bound.socket);
-            let mut sockets = sockets.chain(beyond.iter().map(|one| &one.socket));
-            // Each is asked, so that each wakes.
-            let ready = sockets.by_ref().filter(|it| it.poll_recv_ready(cx).is_ready()).count();
-            if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        let sockets = std::iter::once(&self.bound.socket);
+        let sockets = sockets.chain(beyond.iter().map(|one| &one.socket));
+        // Each is asked, so that each wakes.
+        let ready = sockets.filter(|it| poll_received(it, cx).is_ready()).count();
+        if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Waits until a datagram is there. What the runtime remembers may be out of date: the kernel is asked, and where it has nothing, forgotten.
+fn poll_received(socket: &OsSocket, cx: &mut Context<'_>) -> Poll<()> {
+    loop {
+        ready!(socket.poll_recv_ready(cx)).ok();
+        let peeked = socket.try_io(Interest::READABLE, || {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            rustix::net::recv(socket, &mut [0; 1], flags)?;
+            Ok(())
+        });
+        if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            return Poll::Ready(());
+        }
     }
 }
 
@@ -418,6 +438,11 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// Waits until the kernel takes a datagram. An error of waiting comes back from sending.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.bound.socket.poll_send_ready(cx).map(drop)
+    }
+
     /// How many datagrams the next call of [`Outgoing::send`] may have.
     pub(crate) fn check_send(&mut self) -> u64 {
         let is_free =
@@ -477,8 +502,7 @@ impl Outgoing {
 #[async_trait]
 impl Pollable for Outgoing {
     async fn ready(&mut self) {
-        // An error of waiting comes back from sending.
-        let _ = self.bound.socket.writable().await;
+        poll_fn(|cx| self.poll_ready(cx)).await;
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use copepod_net::preview1::{self, Accept};
 use copepod_shim::engine::{self, Salt};
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{Failure, layout};
@@ -18,7 +19,7 @@ use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::{self, CommandPre};
 use wasmtime_wasi::random::WasiRandom;
-use wasmtime_wasi::{ResourceTable, WasiView, p1};
+use wasmtime_wasi::{ResourceTable, WasiView};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::code::Code;
@@ -64,7 +65,7 @@ pub struct Engines {
     on_demand: Engine,
     pooled: OnceLock<Result<Pooled, String>>,
     commands: OnceLock<Result<component::Linker<GuestState>, String>>,
-    modules: OnceLock<Result<wasmtime::Linker<Preview1State>, String>>,
+    modules: Modules,
     loaded: Mutex<Loaded>,
     seats: Arc<Semaphore>,
 }
@@ -97,7 +98,31 @@ impl Loaded {
 struct Pooled {
     engine: Engine,
     linker: component::Linker<GuestState>,
-    modules: OnceLock<Option<wasmtime::Linker<Preview1State>>>,
+    modules: Modules,
+}
+
+/// The linkers for preview1 modules of one engine, one for each form of `sock_accept`.
+struct Modules {
+    engine: Engine,
+    linkers: [OnceLock<Result<wasmtime::Linker<Preview1State>, String>>; 2],
+}
+
+impl Modules {
+    fn new(engine: &Engine) -> Self {
+        Self { engine: engine.clone(), linkers: Default::default() }
+    }
+
+    /// The one that a module needs.
+    fn get(&self, module: &wasmtime::Module) -> Result<&wasmtime::Linker<Preview1State>, Failure> {
+        let accept = Accept::of(module);
+        let made = self.linkers[usize::from(accept == Accept::WasmEdge)].get_or_init(|| {
+            let mut linker = wasmtime::Linker::new(&self.engine);
+            preview1::add_to_linker(&mut linker, accept, Preview1State::preview1)
+                .map_err(|error| format!("{error:#}"))?;
+            Ok(linker)
+        });
+        made.as_ref().map_err(unusable)
+    }
 }
 
 impl Engines {
@@ -116,10 +141,10 @@ impl Engines {
             ticker,
             code: root.path(layout::CODE).join(hash),
             salt,
+            modules: Modules::new(&on_demand),
             on_demand,
             pooled: OnceLock::new(),
             commands: OnceLock::new(),
-            modules: OnceLock::new(),
             loaded: Mutex::default(),
             seats: Arc::new(Semaphore::new(program::SEATS)),
         }))
@@ -163,12 +188,21 @@ impl Engines {
             Kind::CommandComponent => {
                 let component = load::component(&self.on_demand, &path).map_err(bad)?;
                 let pre = self.commands()?.instantiate_pre(&component).map_err(missing)?;
-                Ok(Code::Command(Program::new(digest, CommandPre::new(pre).map_err(missing)?)))
+                let listens = component
+                    .component_type()
+                    .imports(&self.on_demand)
+                    .any(|(name, _)| name.starts_with("wasi:sockets/"));
+                let program = Program::new(digest, CommandPre::new(pre).map_err(missing)?);
+                Ok(Code::Command { program, listens })
             }
             Kind::Preview1Command => {
                 let module = load::module(&self.on_demand, &path).map_err(bad)?;
-                let pre = self.modules()?.instantiate_pre(&module).map_err(missing)?;
-                Ok(Code::Preview1(Program::new(digest, pre)))
+                let pre = self.modules.get(&module)?.instantiate_pre(&module);
+                let program = Program::new(digest, pre.map_err(missing)?);
+                let has = |name: &str| module.imports().any(|import| import.name() == name);
+                let opens = has("sock_open");
+                let accepts = has("sock_accept") && !opens;
+                Ok(Code::Preview1 { program, accepts, opens, polls: has("poll_oneoff") })
             }
         }
     }
@@ -197,12 +231,7 @@ impl Engines {
         program.place(&self.seats, || {
             let pooled = self.pooled().ok()?;
             let module = load::module(&pooled.engine, &self.path(&program.digest)).ok()?;
-            pooled
-                .modules
-                .get_or_init(|| module_linker(&pooled.engine).ok())
-                .as_ref()?
-                .instantiate_pre(&module)
-                .ok()
+            pooled.modules.get(&module).ok()?.instantiate_pre(&module).ok()
         })
     }
 
@@ -211,7 +240,7 @@ impl Engines {
             let engine = pooled_engine(self.salt.as_ref()).map_err(|error| format!("{error:#}"))?;
             let linker = component_linker(&engine).map_err(|error| format!("{error:#}"))?;
             self.ticker.add(&engine);
-            Ok(Pooled { engine, linker, modules: OnceLock::new() })
+            Ok(Pooled { modules: Modules::new(&engine), engine, linker })
         });
         made.as_ref().map_err(unusable)
     }
@@ -220,13 +249,6 @@ impl Engines {
         let made = self.commands.get_or_init(|| {
             component_linker(&self.on_demand).map_err(|error| format!("{error:#}"))
         });
-        made.as_ref().map_err(unusable)
-    }
-
-    fn modules(&self) -> Result<&wasmtime::Linker<Preview1State>, Failure> {
-        let made = self
-            .modules
-            .get_or_init(|| module_linker(&self.on_demand).map_err(|error| format!("{error:#}")));
         made.as_ref().map_err(unusable)
     }
 }
@@ -314,11 +336,5 @@ fn component_linker(engine: &Engine) -> wasmtime::Result<component::Linker<Guest
     cli::terminal_stderr::add_to_linker::<State, WasiCli>(l, State::cli)?;
     copepod_net::add_to_linker(l)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)?;
-    Ok(linker)
-}
-
-fn module_linker(engine: &Engine) -> wasmtime::Result<wasmtime::Linker<Preview1State>> {
-    let mut linker = wasmtime::Linker::new(engine);
-    p1::add_to_linker_async(&mut linker, Preview1State::wasi)?;
     Ok(linker)
 }

@@ -7,12 +7,12 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use copepod_net::preview1::Preview1;
 use copepod_net::{NetCtx, NetView};
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::filesystem::Descriptor;
-use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p2::bindings::cli::{environment, stderr, stdin, stdout};
 use wasmtime_wasi::p2::bindings::filesystem::preopens;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, InputStream, Pollable, StreamResult};
@@ -20,6 +20,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::command::Purpose;
 use crate::container::Container;
 use crate::http::outgoing::{BODY_COST, Outgoing};
 use crate::ledger::{Charge, HANDLE_COST, INSTANCE_BASE, OutOfMemory, TABLE_ELEMENT};
@@ -132,14 +133,15 @@ impl Meter {
     }
 
     /// What is looked at whenever the guest gives way.
-    fn take_stock(&mut self, table: &mut ResourceTable) -> Result<(), OutOfMemory> {
+    fn take_stock(&mut self, table: &mut ResourceTable, sockets: usize) -> Result<(), OutOfMemory> {
         self.container.trim_last_words();
         // A body holds what the guest has written into it, also while nobody has been asked to take it.
         let cost = |handle: &mut (dyn Any + Send)| match handle.is::<HostOutgoingBody>() {
             true => HANDLE_COST + BODY_COST,
             false => HANDLE_COST,
         };
-        self.handles.set(INSTANCE_BASE + table.iter_mut().map(cost).sum::<u64>())
+        let sockets = HANDLE_COST * sockets as u64;
+        self.handles.set(INSTANCE_BASE + sockets + table.iter_mut().map(cost).sum::<u64>())
     }
 }
 
@@ -207,8 +209,8 @@ impl ResourceLimiter for Meter {
 
 /// The state of an instance, of either kind.
 trait Charged: 'static {
-    /// Its books, and the resources that are counted in them.
-    fn books(&mut self) -> (&mut Meter, &mut ResourceTable);
+    /// Its books, the resources that are counted in them, and how many sockets lie elsewhere.
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable, usize);
 }
 
 /// A store for one instance of `container`, with all that bounds it.
@@ -222,8 +224,8 @@ fn bounded<S: Charged>(container: &Container, engine: &wasmtime::Engine, mut sta
     // The first slice may be one on the agents' thread, so it is the shortest.
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |mut context: StoreContextMut<'_, S>| {
-        let (meter, table) = context.data_mut().books();
-        meter.take_stock(table)?;
+        let (meter, table, sockets) = context.data_mut().books();
+        meter.take_stock(table, sockets)?;
         Ok(UpdateDeadline::Yield(slice))
     });
     store
@@ -279,8 +281,8 @@ impl GuestState {
 }
 
 impl Charged for GuestState {
-    fn books(&mut self) -> (&mut Meter, &mut ResourceTable) {
-        (&mut self.meter, &mut self.table)
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable, usize) {
+        (&mut self.meter, &mut self.table, 0)
     }
 }
 
@@ -347,7 +349,7 @@ impl preopens::Host for GuestState {
 
 /// The state of a preview1 module's instance.
 pub struct Preview1State {
-    wasi: WasiP1Ctx,
+    preview1: Preview1,
     meter: Meter,
 }
 
@@ -360,32 +362,41 @@ impl Preview1State {
         container: &Arc<Container>,
         engine: &wasmtime::Engine,
         stdio: Stdio,
-        args: Option<Vec<String>>,
+        purpose: &Purpose,
     ) -> wasmtime::Result<Store<Self>> {
         let mut builder = WasiCtxBuilder::new();
         builder
-            .args(args.as_deref().unwrap_or(&container.spec.args))
+            .args(purpose.args().unwrap_or(&container.spec.args))
             .envs(&container.spec.env)
+            .envs(&purpose.variables(container))
             .max_random_size(MAX_RANDOM)
-            .stdin(stdio.stdin)
             .stdout(stdio.stdout)
             .stderr(stdio.stderr);
-        for mount in container.mounts() {
+        let directories = purpose.directories(container);
+        for mount in directories {
             mount.prepare()?;
             builder.preopened_dir(&mount.source, &mount.guest, mount.perms)?;
         }
-        let state = Self { wasi: builder.build_p1(), meter: Meter::new(container) };
+        let preview1 = Preview1::new(
+            builder,
+            directories.len(),
+            stdio.stdin,
+            container.net_ctx(),
+            container.spec.limits.handles,
+        );
+        let state = Self { preview1, meter: Meter::new(container) };
         Ok(bounded(container, engine, state))
     }
 
-    /// The context that `wasmtime_wasi::p1` works on.
-    pub fn wasi(&mut self) -> &mut WasiP1Ctx {
-        &mut self.wasi
+    /// What its imports work on.
+    pub fn preview1(&mut self) -> &mut Preview1 {
+        &mut self.preview1
     }
 }
 
 impl Charged for Preview1State {
-    fn books(&mut self) -> (&mut Meter, &mut ResourceTable) {
-        (&mut self.meter, self.wasi.ctx().table)
+    fn books(&mut self) -> (&mut Meter, &mut ResourceTable, usize) {
+        let sockets = self.preview1.sockets();
+        (&mut self.meter, self.preview1.wasi().ctx().table, sockets)
     }
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use copepod_net::preview1::Ports;
 use copepod_net::{Door, PodNet};
 use copepod_shim::protocol::{
     Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
@@ -28,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::code::Code;
-use crate::command;
+use crate::command::{self, Purpose};
 use crate::container::Container;
 use crate::cpu::TICK;
 use crate::engines::{EngineId, Engines};
@@ -42,8 +43,8 @@ use crate::publish;
 use crate::records::Records;
 use crate::root::Root;
 
-/// The most containers of one runner: above what its address space has room for (engine.md 5.2).
-const MAX_CONTAINERS: usize = 30_000;
+/// The most containers of one runner, so that the list of them fits into a frame: some 26,000 would, without what they said last.
+const MAX_CONTAINERS: usize = 20_000;
 
 /// Events that wait for one agent; one that is further behind is disconnected and lists anew.
 const MAX_EVENTS: usize = 1_024;
@@ -56,6 +57,9 @@ const MAX_BLOCKING: usize = 128;
 
 /// The port that an HTTP component serves when its container declares none.
 const DEFAULT_HTTP_PORT: u16 = 8080;
+
+/// How long a preview1 module may take until it asks for connections, before its pod gets a warning.
+const DEAF: Duration = Duration::from_secs(10);
 
 /// Everything that this runner holds.
 pub struct Pods {
@@ -321,12 +325,15 @@ impl Pods {
             over: watch::channel(false).0,
             ending: AtomicBool::new(false),
         });
-        let server = match &*container.code {
-            Code::Http(_) => {
-                let _entered = runtime.enter();
-                Some(open_server(&container, sockets)?)
+        let (server, ports) = {
+            let _entered = runtime.enter();
+            match &*container.code {
+                Code::Http(_) => (Some(open_server(&container, sockets)?), None),
+                Code::Preview1 { accepts: true, polls, .. } => {
+                    (None, Some(bind_ports(&container, *polls)?))
+                }
+                _ => (None, None),
             }
-            _ => None,
         };
         {
             let mut pods = self.lock();
@@ -346,7 +353,9 @@ impl Pods {
                     serve(&server, stopped).await
                 }
                 None => {
-                    let mut program = pin!(run(&container, stopped, || beginning.tell()));
+                    let asked = ports.as_ref().map(Ports::asked);
+                    let running = run(&container, ports, stopped, || beginning.tell());
+                    let mut program = pin!(pods.judging_ports(&container, asked, running));
                     match futures::poll!(program.as_mut()) {
                         Poll::Ready(end) => end,
                         Poll::Pending => {
@@ -414,6 +423,43 @@ impl Pods {
                 Err(in_the_way(*number))
             }
             _ => Ok(self.records.get(id).map(|exit| exit.started_us)),
+        }
+    }
+
+    /// Has a program run, and warns where it declares ports that it cannot serve, or does not serve after a while. `asked` tells whether a
+    /// preview1 module has asked for connections on the sockets that it is given.
+    async fn judging_ports(
+        &self,
+        container: &Container,
+        asked: Option<Arc<AtomicBool>>,
+        program: impl Future<Output = End>,
+    ) -> End {
+        let Some(port) = command::declared_ports(container).first().map(|first| first.port) else {
+            return program.await;
+        };
+        let warn = |message: String| {
+            let (id, reason) = (container.spec.id.clone(), "PortNotServed".to_owned());
+            self.tell(&Event::Warning { id, reason, message });
+        };
+        if !container.code.can_listen() {
+            warn(format!(
+                "port {port} is declared, and nothing in this module can listen: it imports neither wasi:sockets nor sock_accept; build it \
+                 for wasm32-wasip2, or as a wasi:http component"
+            ));
+        }
+        let Some(asked) = asked else { return program.await };
+        let mut program = pin!(program);
+        let ended = tokio::time::timeout(DEAF, &mut program).await;
+        if !asked.load(Ordering::Relaxed) {
+            warn(format!(
+                "port {port} is declared, and the program has not asked for connections: a preview1 module serves on the descriptors that \
+                 it is given (the variable COPEPOD_LISTEN_FDS names them), in Go by net.FileListener(os.NewFile(fd, name)), as net.Listen \
+                 is a network within the program there"
+            ));
+        }
+        match ended {
+            Ok(end) => end,
+            Err(_) => program.await,
         }
     }
 
@@ -599,8 +645,8 @@ impl Pods {
         let task = runtime.spawn(async move {
             let streams = exec::Streams::new(descriptors)?;
             let container = running.container.clone();
-            let program =
-                command::run(&container, &code, || streams.stdio(), Some(request.args), || ());
+            let purpose = Purpose::Exec(request.args);
+            let program = command::run(&container, &code, || streams.stdio(), purpose, None, || ());
             let end = tokio::select! {
                 end = program => end,
                 () = sleep_for(timeout) => End {
@@ -829,6 +875,16 @@ fn open_server(container: &Arc<Container>, sockets: Vec<OwnedFd>) -> Result<http
     Ok(http::serve(container.clone(), listeners, &container.spec.http))
 }
 
+/// The sockets of a preview1 module's declared ports.
+fn bind_ports(container: &Container, nonblocking: bool) -> Result<Ports, Failure> {
+    let ports = command::declared_ports(container).into_iter().map(|port| port.port);
+    let bound = Ports::bind(&container.net_ctx(), ports, nonblocking);
+    bound.map_err(|error| Failure::Refused {
+        reason: "CreateContainerError".into(),
+        message: format!("the container's ports cannot be opened: {error}"),
+    })
+}
+
 /// Serves until it ends by itself or is drained.
 async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<Stopping>>) -> End {
     let done = AssertUnwindSafe(server.done()).catch_unwind();
@@ -853,11 +909,12 @@ async fn serve(server: &http::Server, mut stopped: watch::Receiver<Option<Stoppi
 /// Runs a program until it ends by itself or is stopped.
 async fn run(
     container: &Arc<Container>,
+    ports: Option<Ports>,
     mut stopped: watch::Receiver<Option<Stopping>>,
     begun: impl FnOnce() + Send,
 ) -> End {
     let stdio = || Stdio::of_container(container);
-    let program = command::run(container, &container.code, stdio, None, begun);
+    let program = command::run(container, &container.code, stdio, Purpose::Main, ports, begun);
     tokio::select! {
         end = program => end,
         end = stop(container, &mut stopped) => end,

