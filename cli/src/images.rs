@@ -140,9 +140,6 @@ async fn pull(out: Out, data: &Path, reference: &str) -> Result<io::Result<()>, 
         .resolve(reference, PullPolicy::Always, &credentials()?, &tell)
         .await
         .map_err(|error| failed(&error))?;
-    for warning in &image.warnings {
-        out.warn(&harmless(warning));
-    }
     let news = if image.pulled { "pulled" } else { "is up to date" };
     Ok(out.line(&format!("{} {news}: {}", image.reference, image.digest)))
 }
@@ -257,8 +254,8 @@ fn inspect(out: Out, data: &Path, what: &str, as_json: bool) -> Result<io::Resul
         list(&[it.entrypoint.as_slice(), it.cmd.as_slice()].concat()),
     );
     text += &format!("Env:      {}\n", list(&env));
-    for warning in &it.warnings {
-        text += &format!("Warning:  {warning}\n");
+    if let Some(bytes) = it.root_bytes {
+        text += &format!("Files:    {}, read-only at /\n", size(bytes));
     }
     text += &in_words(&it.inspection);
     Ok(out.line(harmless(&text).trim_end()))

@@ -20,6 +20,8 @@ pub mod layout {
     /// Compiled code: a read-only mount for each engine that a runner of this tree has, named by the engine's hash; the names in it
     /// are `<sha256 of the wasm>.cwasm`.
     pub const CODE: &str = "/code";
+    /// The files of images that have more than a program: a read-only mount for each, named by the manifest's digest.
+    pub const IMAGES: &str = "/images";
     /// What the agent writes and the runner reads: one folder per pod UID.
     pub const RO: &str = "/ro";
     /// The certificates of the authorities that the node trusts, in PEM, for guests' `https` requests; missing where it has none.

@@ -6,6 +6,7 @@ mod basic;
 mod command_line;
 mod programs;
 
+mod images;
 mod languages;
 
 mod exits;

@@ -502,7 +502,12 @@ pub(crate) async fn start_request(
         .ok_or_else(|| SetUpFailed::config(format!("no container {container:?} in the pod")))?;
     let process = process(performer, world, container, ready)?;
     let planned = volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
-    let mounts = guest_mounts(performer, world, container, planned).await?;
+    let mut mounts = guest_mounts(performer, world, container, planned).await?;
+    if let Some(root) = image_root(performer, world, ready).await?
+        && mounts.iter().all(|mount| mount.guest != root.guest)
+    {
+        mounts.insert(0, root);
+    }
     let options = &world.options;
     Ok(StartContainer {
         id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
@@ -674,6 +679,26 @@ async fn guest_mounts(
         mounts.push(GuestMount { guest, source, read_only: true, size_limit: None });
     }
     Ok(mounts)
+}
+
+/// The image's files as the container's `/`. They are mounted once in a tree, for all containers of the image, and stay until it goes.
+async fn image_root(
+    performer: &Performer,
+    world: &World,
+    ready: &ReadyImage,
+) -> Result<Option<GuestMount>, SetUpFailed> {
+    let Some(files) = &ready.image.root else { return Ok(None) };
+    let live = performer.domains.live_of(&world.uid).await;
+    let live = live.ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
+    let target = format!("{}/{}", layout::IMAGES, ready.image.digest.hex());
+    // Collected and pulled again, it is another folder.
+    let is_there = live.domain.shows(files, Path::new(target.trim_start_matches('/')));
+    if !is_there.map_err(|error| SetUpFailed::config(format!("the image's files: {error}")))? {
+        let source = Source::Beneath { root: files.clone(), path: PathBuf::new() };
+        mount(&live.domain, source, &target, true, false).await?;
+    }
+    let guest = "/".to_owned();
+    Ok(Some(GuestMount { guest, source: target, read_only: true, size_limit: None }))
 }
 
 /// A part of a volume as it is now, for a container that starts: as in Kubernetes a subPath shows no later change. Comes back as where it

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -240,6 +241,19 @@ impl Domain {
             mounts::bind(shared.root.as_fd(), source, &target, attributes, owners)
         })
         .await
+    }
+
+    /// Whether a directory of the host is what is mounted at this place of the domain.
+    ///
+    /// # Errors
+    /// Either cannot be examined.
+    pub fn shows(&self, source: &Path, target: &Path) -> io::Result<bool> {
+        let here = match fs::symlink_metadata(self.inner.root_path.join(target)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            here => here?,
+        };
+        let there = fs::symlink_metadata(source)?;
+        Ok((here.dev(), here.ino()) == (there.dev(), there.ino()))
     }
 
     /// Mounts a new, empty tmpfs of at most `size` bytes, writable by the runner.

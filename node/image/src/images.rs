@@ -85,8 +85,8 @@ pub struct Image {
     pub env: Vec<(String, String)>,
     /// The configuration's working directory; empty where it has none.
     pub working_dir: String,
-    /// What of the image the program will not see.
-    pub warnings: Vec<String>,
+    /// The folder with the image's files, where it has more than the program; nobody may write to it.
+    pub root: Option<PathBuf>,
     /// Whether the registry was asked and bytes or a new digest came: the event is then "Successfully pulled".
     pub pulled: bool,
 }
@@ -123,8 +123,8 @@ pub struct Inspected {
     pub env: Vec<(String, String)>,
     /// The configuration's working directory.
     pub working_dir: String,
-    /// What of the image the program will not see.
-    pub warnings: Vec<String>,
+    /// The bytes of its files, where it has more than the program.
+    pub root_bytes: Option<u64>,
     /// Kind, imports and exports.
     pub inspection: Inspection,
 }
@@ -227,7 +227,7 @@ impl Images {
             if named.open
                 || logins.iter().any(|it| named.logins.contains(&it.mark(inner.store.salt())))
             {
-                return Ok(image(reference, &named.resolved, record, false));
+                return Ok(inner.image(reference, &named.resolved, record, false));
             }
             // It was pulled with a login that this pod does not show. The registry decides, as it did the first time.
             if policy == PullPolicy::Never {
@@ -260,7 +260,7 @@ impl Images {
                     if was.as_ref() != Some(&named) {
                         inner.store.write_named(&named).map_err(in_store)?;
                     }
-                    return Ok(image(reference, &resolved, record, pulled));
+                    return Ok(inner.image(reference, &resolved, record, pulled));
                 }
                 // Only a refusal makes another login worth a try.
                 Err(failure @ (Failure::Denied(_) | Failure::NotFound(_))) => last = Some(failure),
@@ -410,7 +410,7 @@ impl Images {
             cmd: record.cmd,
             env: record.env,
             working_dir: record.working_dir,
-            warnings: record.warnings,
+            root_bytes: record.root_bytes,
             inspection,
         })
     }
@@ -593,7 +593,7 @@ impl Inner {
             cmd: Vec::new(),
             env: Vec::new(),
             working_dir: String::new(),
-            warnings: Vec::new(),
+            root_bytes: None,
         };
         self.store.write_record(&record)?;
         self.store.write_named(&Named {
@@ -603,7 +603,31 @@ impl Inner {
             logins: BTreeSet::new(),
             open: true,
         })?;
-        Ok(image(reference.clone(), &digest, record, false))
+        Ok(self.image(reference.clone(), &digest, record, false))
+    }
+
+    fn image(
+        &self,
+        reference: Reference,
+        resolved: &Digest,
+        record: Record,
+        pulled: bool,
+    ) -> Image {
+        Image {
+            id: reference.at(resolved),
+            reference,
+            root: record.root_bytes.map(|_| self.store.root_path(&record.manifest)),
+            digest: record.manifest,
+            wasm: record.wasm,
+            wasm_bytes: record.wasm_bytes,
+            bytes: record.bytes,
+            program: record.program,
+            entrypoint: record.entrypoint,
+            cmd: record.cmd,
+            env: record.env,
+            working_dir: record.working_dir,
+            pulled,
+        }
     }
 
     async fn push(
@@ -647,24 +671,6 @@ fn tagged(name: &str) -> Result<Reference, StoreError> {
                 "a name with a digest belongs to the bytes of that digest only",
             ),
         }),
-    }
-}
-
-fn image(reference: Reference, resolved: &Digest, record: Record, pulled: bool) -> Image {
-    Image {
-        id: reference.at(resolved),
-        reference,
-        digest: record.manifest,
-        wasm: record.wasm,
-        wasm_bytes: record.wasm_bytes,
-        bytes: record.bytes,
-        program: record.program,
-        entrypoint: record.entrypoint,
-        cmd: record.cmd,
-        env: record.env,
-        working_dir: record.working_dir,
-        warnings: record.warnings,
-        pulled,
     }
 }
 

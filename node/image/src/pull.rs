@@ -1,6 +1,6 @@
 //! From a name to an image in the store: index, manifest, configuration, and which of the layers is the program.
 //!
-//! A layer's form is told by its bytes. Absent: reading tar files ([`crate::unpack`]), and the module's own content, which
+//! A layer's form is told by its bytes. Absent: reading tar files ([`crate::layers`]), and the module's own content, which
 //! only the compile child reads.
 
 use std::collections::HashMap;
@@ -12,13 +12,14 @@ use copepod_shim::kind;
 use crate::credentials::Login;
 use crate::digest::Digest;
 use crate::guard::{Failure, Guard};
+use crate::layers;
 use crate::manifest::{self, BadManifest, ConfigFile, Descriptor, Document, Manifest};
 use crate::progress::{Progress, ProgressFn};
 use crate::reference::{Reference, Version};
 use crate::registry::{Repository, Tokens};
+use crate::root;
 use crate::sizes;
 use crate::store::{Record, Store};
-use crate::unpack::{self, Unpacked};
 
 /// A configuration of a megabyte describes no program.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -190,11 +191,12 @@ impl Pull<'_> {
         let mut blobs = vec![digest.clone(), manifest.config.digest.clone()];
         blobs.extend(wanted.iter().map(|layer| layer.digest.clone()));
         let mut bytes = manifest_bytes + manifest.config.size + total;
-        let program = self.program(manifest, &wanted, &config, &strings).await?;
+        let program = self.program(&digest, manifest, &wanted, &config, &strings).await?;
         if !blobs.contains(&program.digest) {
             blobs.push(program.digest.clone());
             bytes += program.bytes;
         }
+        bytes += program.root_bytes.unwrap_or(0);
         blobs.sort();
         blobs.dedup();
         Ok(Record {
@@ -208,7 +210,7 @@ impl Pull<'_> {
             cmd: strings.cmd,
             env: strings.env,
             working_dir: strings.working_dir,
-            warnings: program.warnings,
+            root_bytes: program.root_bytes,
         })
     }
 
@@ -253,6 +255,7 @@ impl Pull<'_> {
 
     async fn program(
         &self,
+        digest: &Digest,
         manifest: &Manifest,
         layers: &[&Descriptor],
         config: &ConfigFile,
@@ -277,7 +280,7 @@ impl Pull<'_> {
                 digest: module.digest.clone(),
                 bytes: module.size,
                 name: title(module).unwrap_or_else(default_name),
-                warnings: Vec::new(),
+                root_bytes: None,
             }),
             ([_, _, ..], _, _) => Err(several_programs(modules.len())),
             ([], _, Some(why)) => Err(Failure::Unusable(why)),
@@ -290,15 +293,20 @@ impl Pull<'_> {
                 let (store, rules) = (self.store.clone(), self.guard.rules.clone());
                 let diff_ids =
                     config.rootfs.as_ref().map(|it| it.diff_ids.clone()).unwrap_or_default();
-                let unpacked: Unpacked =
-                    blocking(move || unpack::program(&store, &archives, &diff_ids, &path, &rules))
-                        .await?;
-                Ok(Program {
-                    digest: unpacked.digest,
-                    bytes: unpacked.bytes,
-                    name: unpacked.name,
-                    warnings: unpacked.warning.into_iter().collect(),
+                let manifest = digest.clone();
+                blocking(move || {
+                    let found = root::compose(&store, &archives, &diff_ids, &path, &rules)?;
+                    let root_bytes = match found.root {
+                        Some((folder, bytes)) => {
+                            store.commit_root(folder, &manifest)?;
+                            Some(bytes)
+                        }
+                        None => None,
+                    };
+                    let root::Unpacked { digest, bytes, name, .. } = found;
+                    Ok(Program { digest, bytes, name, root_bytes })
                 })
+                .await
             }
         }
     }
@@ -308,7 +316,7 @@ struct Program {
     digest: Digest,
     bytes: u64,
     name: String,
-    warnings: Vec<String>,
+    root_bytes: Option<u64>,
 }
 
 /// The media types that say "one wasm file", old and new.
@@ -392,7 +400,7 @@ fn entry_path(manifest: &Manifest, strings: &Strings) -> Result<String, Failure>
     } else {
         format!("{}/{path}", strings.working_dir)
     };
-    unpack::normal(&joined).ok_or_else(|| {
+    layers::normal(&joined).ok_or_else(|| {
         Failure::Unusable(format!(
             "its entrypoint {:?} leads out of the image",
             path.chars().take(80).collect::<String>()

@@ -4,7 +4,8 @@
 //! images/blobs/sha256/<hex>      bytes, as pulled; visible only when whole and verified
 //! images/records/<hex>.json      what a manifest comes to: its program, entrypoint, environment
 //! images/refs/<hex of name>.json a name, the manifest it stands for, who may use it; its mtime is the last use
-//! images/tmp/                    being written; each file is locked by its writer
+//! images/roots/<hex>/            the files of an image that has more than its program, by its manifest
+//! images/tmp/                    being written; each file or folder is locked by its writer
 //! images/lock                    shared by pulls and loads, exclusive for garbage collection
 //! images/salt                    random: marks of logins mean nothing elsewhere
 //! ```
@@ -48,7 +49,9 @@ pub(crate) struct Record {
     pub(crate) cmd: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) working_dir: String,
-    pub(crate) warnings: Vec<String>,
+    /// The bytes of its files, where it has more than the program: then they lie in `roots`.
+    #[serde(default)]
+    pub(crate) root_bytes: Option<u64>,
 }
 
 /// What a name stands for.
@@ -130,6 +133,62 @@ impl Drop for Temp {
     }
 }
 
+/// A folder in the making. Dropped uncommitted, it is gone.
+pub(crate) struct TempFolder {
+    /// Holds the lock.
+    _opened: File,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl TempFolder {
+    fn create(folder: &Path, counter: &AtomicU64) -> io::Result<Self> {
+        loop {
+            let number = counter.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!("{}-{number}", std::process::id()));
+            match fs::DirBuilder::new().mode(0o755).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made?,
+            }
+            // A sweep may take it before the lock does, or be at it while the lock waits; then there is another.
+            let Ok(opened) = File::open(&path) else { continue };
+            opened.lock()?;
+            if opened.metadata()?.nlink() > 0 {
+                return Ok(Self { _opened: opened, path, kept: false });
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the folder visible as `target`, in the place of one that is there: whole after a power cut, or not there.
+    fn commit(mut self, target: &Path) -> io::Result<()> {
+        rustix::fs::syncfs(&self._opened)?;
+        remove_folder(target)?;
+        fs::rename(&self.path, target)?;
+        self.kept = true;
+        sync_folder(target)
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Where it cannot be removed now, the next opening of the store does it.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn sync_folder(of: &Path) -> io::Result<()> {
     match of.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -137,7 +196,7 @@ fn sync_folder(of: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the files in `folder` that no living process writes.
+/// Removes the files and folders in `folder` that no living process writes.
 pub(crate) fn sweep(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -145,7 +204,8 @@ pub(crate) fn sweep(folder: &Path) -> io::Result<()> {
         if let Ok(file) = File::open(&path)
             && file.try_lock().is_ok()
         {
-            let _ = fs::remove_file(&path);
+            let is_folder = file.metadata().is_ok_and(|it| it.is_dir());
+            let _ = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
     Ok(())
@@ -168,7 +228,7 @@ impl Store {
         // Root's alone: what was pulled with one pod's secret is no other user's to read.
         let make = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         make(root)?;
-        for folder in ["blobs/sha256", "records", "refs", "tmp"] {
+        for folder in ["blobs/sha256", "records", "refs", "roots", "tmp"] {
             make(&root.join(folder))?;
         }
         let mut store =
@@ -218,6 +278,20 @@ impl Store {
 
     pub(crate) fn temp(&self) -> io::Result<Temp> {
         Temp::create(&self.root.join("tmp"), &self.counter)
+    }
+
+    pub(crate) fn temp_folder(&self) -> io::Result<TempFolder> {
+        TempFolder::create(&self.root.join("tmp"), &self.counter)
+    }
+
+    /// The folder with an image's files.
+    pub(crate) fn root_path(&self, manifest: &Digest) -> PathBuf {
+        self.root.join("roots").join(manifest.hex())
+    }
+
+    /// Makes `temp` the files of an image.
+    pub(crate) fn commit_root(&self, temp: TempFolder, manifest: &Digest) -> io::Result<()> {
+        temp.commit(&self.root_path(manifest))
     }
 
     /// Makes `temp`, whose bytes have been found to hash to `digest`, a blob.
@@ -273,7 +347,8 @@ impl Store {
                 return Ok(None);
             }
         }
-        Ok(Some(record))
+        let has_root = record.root_bytes.is_none() || self.root_path(manifest).is_dir();
+        Ok(has_root.then_some(record))
     }
 
     fn ref_path(&self, whole_name: &str) -> PathBuf {
@@ -353,7 +428,7 @@ impl Store {
         let meant = names.iter().filter_map(|(named, _)| resolved(named));
         let keep: &BTreeSet<Digest> = &keep.iter().cloned().chain(meant).collect();
         let mut in_use = self.in_use(&names, &records, keep);
-        let mut total = self.bytes_of(&in_use)?;
+        let mut total = self.bytes_of(&in_use, &records)?;
         if total > quota {
             let target = quota / 10 * 8;
             while total > target {
@@ -365,7 +440,7 @@ impl Store {
                 self.remove_named(&named.reference)?;
                 collected.names.push(named.reference);
                 in_use = self.in_use(&names, &records, keep);
-                total = self.bytes_of(&in_use)?;
+                total = self.bytes_of(&in_use, &records)?;
             }
         }
         let named: BTreeSet<&Digest> = names.iter().map(|(named, _)| &named.manifest).collect();
@@ -376,13 +451,22 @@ impl Store {
                 remove(&path)?;
             }
         }
+        for entry in fs::read_dir(self.root.join("roots"))? {
+            let entry = entry?;
+            let digest = entry.file_name().to_str().and_then(of_hex);
+            let known = digest.is_some_and(|digest| in_use.contains(&digest));
+            if !known && entry.metadata()?.modified().is_ok_and(old_enough) {
+                // Out of sight first: half of an image's files are never found under its name.
+                let gone =
+                    self.root.join("tmp").join(format!("gone-{}", entry.file_name().display()));
+                fs::rename(entry.path(), &gone)?;
+                remove_folder(&gone)?;
+            }
+        }
         for entry in fs::read_dir(self.root.join("blobs/sha256"))? {
             let entry = entry?;
-            let known = entry
-                .file_name()
-                .to_str()
-                .and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok())
-                .is_some_and(|digest| in_use.contains(&digest));
+            let digest = entry.file_name().to_str().and_then(of_hex);
+            let known = digest.is_some_and(|digest| in_use.contains(&digest));
             let found = entry.metadata()?;
             if !known && found.modified().is_ok_and(old_enough) && remove(&entry.path())? {
                 collected.blobs += 1;
@@ -407,8 +491,15 @@ impl Store {
         blobs
     }
 
-    fn bytes_of(&self, blobs: &BTreeSet<Digest>) -> io::Result<u64> {
-        blobs.iter().try_fold(0, |sum, blob| Ok(sum + self.blob_bytes(blob)?.unwrap_or(0)))
+    /// The bytes of these blobs, and of the files of the images whose manifests are among them.
+    fn bytes_of(
+        &self,
+        blobs: &BTreeSet<Digest>,
+        records: &BTreeMap<Digest, Record>,
+    ) -> io::Result<u64> {
+        let roots = blobs.iter().filter_map(|blob| records.get(blob)?.root_bytes);
+        let roots: u64 = roots.sum();
+        blobs.iter().try_fold(roots, |sum, blob| Ok(sum + self.blob_bytes(blob)?.unwrap_or(0)))
     }
 
     /// What lies in `tmp`: for tests of what an interrupted pull leaves.
@@ -416,6 +507,10 @@ impl Store {
     pub(crate) fn unfinished(&self) -> usize {
         fs::read_dir(self.root.join("tmp")).map_or(0, Iterator::count)
     }
+}
+
+fn of_hex(hex: &str) -> Option<Digest> {
+    format!("sha256:{hex}").parse().ok()
 }
 
 /// What a garbage collection removed.
@@ -497,7 +592,7 @@ mod tests {
             cmd: vec![],
             env: vec![],
             working_dir: String::new(),
-            warnings: vec![],
+            root_bytes: None,
         };
         store.write_record(&record).expect("a record");
         store.write_named(&named(name, &manifest)).expect("a name");

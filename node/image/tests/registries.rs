@@ -85,7 +85,9 @@ async fn an_ordinary_container_image_runs_the_wasm_file_of_its_entrypoint() {
     assert_eq!(image.cmd, ["--fast"]);
     assert_eq!(image.env, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "x=y".to_owned())]);
     assert_eq!(image.working_dir, "/app");
-    assert!(image.warnings[0].contains("1 more files"));
+    let root = image.root.expect("it has more than the program");
+    assert_eq!(std::fs::read(root.join("etc/motd")).expect("a file"), b"hi");
+    assert_eq!(std::fs::read(root.join("app/main.wasm")).expect("a file"), wasm);
 }
 
 #[tokio::test]

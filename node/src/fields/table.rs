@@ -324,7 +324,7 @@ const CONTAINER: &[Field] = &[
     yes("envFrom[].secretRef", ""),
     yes("envFrom[].secretRef.name", ""),
     yes("envFrom[].secretRef.optional", ""),
-    yes("image", "a wasm artifact, or a container image whose entrypoint is a .wasm; a Linux image leaves the container waiting"),
+    yes("image", "a wasm artifact, or a container image whose entrypoint is a .wasm, whose files are read-only at `/`; a Linux image leaves the container waiting"),
     yes("imagePullPolicy", "").accepts(Accepts::OneOf(&["Always", "IfNotPresent", "Never"])),
     yes("lifecycle", "not for init containers that are no sidecars"),
     yes("lifecycle.postStart", "runs beside the program; its failure ends the container"),

@@ -35,8 +35,8 @@ fn r02_a_layer_with_another_digest_is_refused_and_not_kept() {
     let canary = Canary::new();
     let wasm = std::fs::read(canary.node.built().guest("batch")).expect("a built guest");
     let mut image = Image::of(&wasm);
-    let middle = image.layer.len() / 2;
-    image.layer[middle] ^= 1;
+    let middle = image.layers[0].len() / 2;
+    image.layers[0][middle] ^= 1;
     let from = serve(move |path| image.answer(path));
 
     let ended = pull(&canary, from);
@@ -54,7 +54,7 @@ fn r03_a_layer_of_another_length_is_refused() {
 
     for length in [wasm.len() - 1, wasm.len() + 100_000] {
         let mut image = Image::of(&wasm);
-        image.layer.resize(length, 0);
+        image.layers[0].resize(length, 0);
         let from = serve(move |path| image.answer(path));
         assert_ne!(pull(&canary, from).code, Some(0), "{length} bytes");
     }

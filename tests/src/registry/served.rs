@@ -28,8 +28,8 @@ pub fn digest(bytes: &[u8]) -> String {
 pub struct Image {
     /// The configuration's bytes.
     pub config: Vec<u8>,
-    /// The one layer's bytes.
-    pub layer: Vec<u8>,
+    /// The bytes of the one layer, or of each.
+    pub layers: Vec<Vec<u8>>,
     /// The manifest.
     pub manifest: Value,
 }
@@ -42,7 +42,20 @@ impl Image {
         });
         Self::new(
             (config, "application/vnd.wasm.config.v0+json"),
-            (layer.to_vec(), "application/wasm"),
+            (vec![layer.to_vec()], "application/wasm"),
+        )
+    }
+
+    /// An ordinary container image of these layers, lowest first, each a tar archive ([`archive`]).
+    pub fn container(entrypoint: &[&str], layers: &[Vec<u8>]) -> Self {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+        let config = json!({
+            "created": "2026-01-01T00:00:00Z", "architecture": "wasm", "os": "wasip1",
+            "config": { "Entrypoint": entrypoint }, "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        Self::new(
+            (config, "application/vnd.oci.image.config.v1+json"),
+            (layers.to_vec(), "application/vnd.oci.image.layer.v1.tar"),
         )
     }
 
@@ -59,20 +72,26 @@ impl Image {
         let tail = [0x2e, 0xaf, 0xb5, 0xef, 0, 4, 0, 0];
         Self::new(
             (config, "application/vnd.oci.image.config.v1+json"),
-            ([&head[..], &tar, &tail].concat(), "application/vnd.oci.image.layer.v1.tar+gzip"),
+            (
+                vec![[&head[..], &tar, &tail].concat()],
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+            ),
         )
     }
 
-    fn new(config: (Value, &str), layer: (Vec<u8>, &str)) -> Self {
+    fn new(config: (Value, &str), layers: (Vec<Vec<u8>>, &str)) -> Self {
         let (config, config_kind) = (config.0.to_string().into_bytes(), config.1);
-        let (layer, layer_kind) = layer;
+        let (layers, kind) = layers;
+        let described = layers.iter().map(
+            |layer| json!({ "mediaType": kind, "digest": digest(layer), "size": layer.len() }),
+        );
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": { "mediaType": config_kind, "digest": digest(&config), "size": config.len() },
-            "layers": [{ "mediaType": layer_kind, "digest": digest(&layer), "size": layer.len() }],
+            "layers": described.collect::<Vec<_>>(),
         });
-        Self { config, layer, manifest }
+        Self { config, layers, manifest }
     }
 
     /// What a registry with this image alone answers, whatever the image is called.
@@ -81,11 +100,18 @@ impl Image {
             Some((MANIFEST, self.manifest.to_string().into_bytes()))
         } else if path.ends_with(&digest(&self.config)) {
             Some(("application/octet-stream", self.config.clone()))
-        } else if path.ends_with(self.manifest["layers"][0]["digest"].as_str()?) {
-            Some(("application/octet-stream", self.layer.clone()))
+        } else if let Some(layer) = self.layer_at(path) {
+            Some(("application/octet-stream", layer.clone()))
         } else {
             (path == "/v2/").then(|| ("application/json", b"{}".to_vec()))
         }
+    }
+
+    /// By what the manifest says, which a test may have made untrue.
+    fn layer_at(&self, path: &str) -> Option<&Vec<u8>> {
+        let described = self.manifest["layers"].as_array()?.iter();
+        let is_it = |it: &&Value| it["digest"].as_str().is_some_and(|hex| path.ends_with(hex));
+        described.zip(&self.layers).find(|(it, _)| is_it(it)).map(|(_, layer)| layer)
     }
 
     /// The same where the name leads to an index, in which the image is for this operating system and architecture.
@@ -109,6 +135,27 @@ impl Image {
         });
         Some((INDEX, index.to_string().into_bytes()))
     }
+}
+
+/// A layer: files with their bytes, and links (`path -> target`, with no bytes).
+///
+/// # Panics
+/// Where a path is too long for an old header.
+pub fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        if let Some((path, target)) = path.split_once(" -> ") {
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            archive.append_link(&mut header, path, target).expect("a short path");
+        } else {
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, path, *bytes).expect("a short path");
+        }
+    }
+    archive.into_inner().expect("a vector takes every byte")
 }
 
 /// Serves on loopback until the test program ends.
