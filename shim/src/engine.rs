@@ -26,6 +26,8 @@ pub const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::MULTI_VALUE)
     .union(WasmFeatures::BULK_MEMORY)
     .union(WasmFeatures::BULK_MEMORY_OPT)
+    // Python's components, and LLVM's generic set (lime1).
+    .union(WasmFeatures::EXTENDED_CONST)
     .union(WasmFeatures::SIMD)
     .union(WasmFeatures::FLOATS)
     .union(WasmFeatures::COMPONENT_MODEL);

@@ -292,3 +292,24 @@ fn a_node_whose_last_pod_is_stopped_leaves_nothing_on_the_machine() {
 
     assert_eq!(left, Vec::<String>::new());
 }
+
+#[test]
+fn a_grpc_probe_makes_a_pod_ready_by_its_health_and_tells_why_it_is_not() {
+    let node = Node::new();
+    node.load(&["http-cases"]);
+    let served = |name: &str, service: &str| {
+        let mut server = container("server", "http-cases");
+        server["ports"] = json!([{ "containerPort": 8080 }]);
+        server["readinessProbe"] =
+            json!({ "grpc": { "port": 8080, "service": service }, "periodSeconds": 1 });
+        pod(name, [server]).with("/spec/restartPolicy", "Always".into())
+    };
+    node.start(&[served("well", "shop.Cart"), served("ill", "sick")]);
+
+    node.wait_ready("well");
+    let told = until("a warning", || {
+        Some(node.ok(&["describe", "ill"])).filter(|text| text.contains("Unhealthy"))
+    });
+
+    assert!(told.contains(r#"service unhealthy (responded with "NOT_SERVING")"#), "{told}");
+}

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use copepod_tests::http;
 use copepod_tests::manifest::{With, container, image, pod, probe};
@@ -17,8 +18,15 @@ fn server(name: &str, guest: &str, port: u16) -> Value {
     pod(name, [server]).with("/spec/restartPolicy", "Always".into())
 }
 
+/// A program with an interpreter in it is compiled for a minute or two on a busy machine.
+const COMPILED: Duration = Duration::from_secs(400);
+
 fn waits_for(node: &Node, name: &str, port: u16) -> SocketAddr {
-    node.wait_ready(name);
+    let begin = Instant::now();
+    while !node.pod(name).is_some_and(|pod| node::is_ready(&pod)) {
+        assert!(begin.elapsed() < COMPILED, "{name}: {:?}", node.pod(name));
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let address = node.address(name, port);
     until("the server to listen", || TcpStream::connect(address).ok());
     address
@@ -200,6 +208,36 @@ fn a_module_with_wasmedge_s_sockets_serves_connects_and_looks_up_names() {
     assert!(said.contains("localhost is 127.0.0.1"), "{said}");
     let refused = node.run(&["exec", "echo", "--", "wasmedge-sockets", "tcp", "127.0.0.1:9", "x"]);
     assert_ne!(refused.code, Some(0), "{}", refused.stdout);
+}
+
+#[test]
+fn components_of_javascript_and_python_answer_many_requests() {
+    let node = Node::new();
+    for (name, greeting) in
+        [("js-http", "hello from JavaScript"), ("python-http", "hello from Python")]
+    {
+        node.start_example(name, &[name]);
+        let address = waits_for(&node, name, 8080);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(move || {
+                    let mut connection = http::Connection::open(address).expect("it listens");
+                    for number in 0..10 {
+                        let path = format!("/{number}");
+                        let answer = connection.get(&path).expect("an answer");
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        let text = answer.text();
+                        assert!(
+                            text.starts_with(greeting) && text.ends_with(&format!(" {path}\n")),
+                            "{text}"
+                        );
+                    }
+                });
+            }
+        });
+        let status = node.pod(name).expect("it is there");
+        assert_eq!(node::status(&status, "server")["restartCount"], 0);
+    }
 }
 
 #[test]

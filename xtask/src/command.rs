@@ -67,6 +67,7 @@ pub(crate) fn missing(command: &Command, error: std::io::Error) -> anyhow::Error
                 .to_owned()
         }
         "bash" => "bring it with: apt-get install bash".to_owned(),
+        "npm" | "node" => "bring it with: apt-get install nodejs npm".to_owned(),
         "python3" | "pip" => "bring it with: apt-get install python3-pip".to_owned(),
         other => format!("bring it to the PATH first ({other} is not there)"),
     };

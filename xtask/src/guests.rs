@@ -1,6 +1,10 @@
-//! The guests: examples/, built by Rust for wasm, which the script `guest-rust` brings, by Go, and by Zig, which compiles C and C++ too.
+//! The guests: examples/, built by Rust for wasm, which the script `guest-rust` brings, and by the tools of other languages
+//! ([`compiled`], [`interpreted`]).
 //!
 //! Absent: packing them into images, which `copepod image` does.
+
+mod compiled;
+mod interpreted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +15,6 @@ use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, checkout};
 use crate::command::{cargo, run, step};
-use crate::go::Go;
-use crate::pypi;
 
 const PREVIEW1: &str = "wasm32-wasip1";
 const PREVIEW2: &str = "wasm32-wasip2";
@@ -35,28 +37,12 @@ const GUESTS: [Guest; 12] = [
     Guest("probe", PREVIEW1, "probe", "probe-p1"),
 ];
 
-/// The C, C++ and Zig compiler, from PyPI.
-const ZIG: &str = "ziglang==0.17.1";
-
-/// A guest that Zig builds: its command, its source in examples/, its name.
-struct ZigGuest(&'static str, &'static str, &'static str);
-
-const ZIG_GUESTS: [ZigGuest; 3] = [
-    ZigGuest("cc", "c-echo/main.c", "c-echo"),
-    ZigGuest("c++", "cpp-hello/main.cpp", "cpp-hello"),
-    ZigGuest("build-exe", "zig-hello/main.zig", "zig-hello"),
-];
-
-/// Modules of Go: their folder in examples/, which is their name too.
-const GO_GUESTS: [&str; 1] = ["go-http"];
-
-/// Builds what changed; the folder of `<name>.wasm` files.
+/// Builds what changed of the guests in Rust; the folder of `<name>.wasm` files.
 pub(crate) fn build(cache: &Cache) -> Result<PathBuf> {
     let folder = cache.guests();
     let stamp = folder.join("made-of");
     let sources = digest(&checkout().join("examples"))?;
-    let names = GUESTS.iter().map(|guest| guest.3);
-    let mut names = names.chain(ZIG_GUESTS.iter().map(|guest| guest.2)).chain(GO_GUESTS);
+    let mut names = GUESTS.iter().map(|guest| guest.3);
     let have = |name: &str| folder.join(name).with_extension("wasm").exists();
     if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == sources) && names.all(have) {
         return Ok(folder);
@@ -72,46 +58,16 @@ pub(crate) fn build(cache: &Cache) -> Result<PathBuf> {
         let to = folder.join(name).with_extension("wasm");
         fs::copy(&made, &to).with_context(|| format!("{} was not built", made.display()))?;
     }
-    step("building the guest in Go", || {
-        GO_GUESTS.iter().try_for_each(|name| compile_go(name, &folder))
-    })?;
-    let zig = pypi::program(cache, ZIG, "ziglang/zig")?;
-    step("building the guests in C, C++ and Zig", || {
-        ZIG_GUESTS.iter().try_for_each(|guest| compile_zig(cache, &zig, guest, &folder))
-    })?;
     fs::write(stamp, sources)?;
     Ok(folder)
 }
 
-fn compile_go(name: &str, folder: &Path) -> Result<()> {
-    let module = checkout().join("examples").join(name);
-    let mut go = Go::find(&module, "A guest is", "")?.command(&module);
-    go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
-        .arg(folder.join(name).with_extension("wasm"))
-        .env("GOOS", "wasip1")
-        .env("GOARCH", "wasm")
-        // Its module is not one of whoever calls.
-        .env("GOWORK", "off")
-        .env_remove("GOFLAGS");
-    run(&mut go)
-}
-
-fn compile_zig(cache: &Cache, zig: &Path, guest: &ZigGuest, folder: &Path) -> Result<()> {
-    let ZigGuest(how, source, name) = guest;
-    let source = checkout().join("examples").join(source);
-    let to = folder.join(name).with_extension("wasm");
-    let mut command = Command::new(zig);
-    command.arg(how).arg(source);
-    match *how {
-        "build-exe" => command
-            .args(["-target", "wasm32-wasi", "-O", "ReleaseSmall"])
-            .arg(format!("-femit-bin={}", to.display())),
-        // Zig's C++ has no exceptions for wasm; C has none anyway.
-        _ => command.args(["--target=wasm32-wasi", "-O2", "-s", "-fno-exceptions", "-o"]).arg(&to),
-    };
-    command.env("ZIG_GLOBAL_CACHE_DIR", cache.peers().join("zig"));
-    command.env("ZIG_LOCAL_CACHE_DIR", cache.peers().join("zig"));
-    run(&mut command)
+/// The same, and the guests of other languages, whose tools are asked for only here.
+pub(crate) fn build_all(cache: &Cache) -> Result<PathBuf> {
+    let folder = build(cache)?;
+    compiled::build(cache, &folder)?;
+    interpreted::build(cache, &folder)?;
+    Ok(folder)
 }
 
 /// Rust for both wasm targets: does nothing where it is installed.
@@ -144,6 +100,24 @@ fn compile(cache: &Cache, target: &str) -> Result<()> {
         command.args(["--package", package]);
     }
     run(&mut command)
+}
+
+/// Has a guest of another language built, unless what lies there was made of the same source in the same way.
+fn unless_made(
+    folder: &Path,
+    name: &str,
+    how: &str,
+    build: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<()> {
+    let source = checkout().join("examples").join(name);
+    let (to, stamp) =
+        (folder.join(name).with_extension("wasm"), folder.join(format!("{name}.made-of")));
+    let made_of = format!("{how} {}", digest(&source)?);
+    if to.exists() && fs::read_to_string(&stamp).is_ok_and(|before| before == made_of) {
+        return Ok(());
+    }
+    step(&format!("building {name}"), || build(&source, &to))?;
+    Ok(fs::write(stamp, made_of)?)
 }
 
 /// One hash of all names and contents beneath `folder`.

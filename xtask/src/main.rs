@@ -36,7 +36,7 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
-    /// Build the guests in examples/ for wasm32-wasip1 and wasm32-wasip2.
+    /// Build the guests in examples/, of every language.
     Guests,
     /// Build Kubernetes' own programs, for tests against a real control plane. Needs Go.
     Kube {
@@ -115,7 +115,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
             println!("{}", built.copepod.display());
             println!("{}", built.runner.display());
         }
-        Task::Guests => println!("{}", guests::build(&cache)?.display()),
+        Task::Guests => println!("{}", guests::build_all(&cache)?.display()),
         Task::Kube { ask } => kube::run(&cache, ask.as_ref())?,
         Task::Demo { kube } => demo::run(&cache, kube)?,
         Task::Test { only, long } => return test::run(&cache, only.as_deref(), long),

@@ -50,7 +50,7 @@ pub(crate) fn run(cache: &Cache, only: Option<&str>, long: bool) -> Result<ExitC
 /// `cargo test` for the end-to-end tests, with all that they need built and named in the environment.
 fn end_to_end_tests(cache: &Cache) -> Result<Command> {
     let programs = programs::build(cache, Profile::Dev)?;
-    let guests = guests::build(cache)?;
+    let guests = guests::build_all(cache)?;
     let nft = debian::program(cache, "nftables", "nft")?;
     let registry = debian::program(cache, "docker-registry", "docker-registry")?;
     let mut command = cargo(&cache.target());
@@ -110,7 +110,7 @@ impl Tally {
         if asked("unit") {
             // Those of the agent's side start runners, and those of the runner's side serve guests.
             let programs = programs::build(cache, Profile::Dev)?;
-            let guests = guests::build(cache)?;
+            let guests = guests::build_all(cache)?;
             let nft = debian::program(cache, "nftables", "nft")?;
             let all = ["--locked", "--no-fail-fast"];
             let unit = |group: Vec<String>| {

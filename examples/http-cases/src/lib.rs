@@ -1,5 +1,6 @@
 //! An HTTP component that does what its path says, well or badly.
 //!
+//! It answers gRPC's health check: the service `sick` does not serve, any other does.
 //! `/hello /echo /about /count /slow?ms /sleepless?ms /stream?kib /trailers /late?ms /out?url /out-late?url /post?url` behave;
 //! `/trap /trap-late /spin /alloc?mib /never /short /unfinished /error /exit?code` do not.
 
@@ -86,6 +87,7 @@ impl Guest for Cases {
             }
             "/error" => ResponseOutparam::set(out, Err(ErrorCode::ConfigurationError)),
             "/exit" => std::process::exit(number(query) as i32),
+            "/grpc.health.v1.Health/Check" => health(&request, out),
             _ => text(out, 404, "no such case\n"),
         }
     }
@@ -121,6 +123,24 @@ fn text(out: ResponseOutparam, status: u16, text: &str) {
     }
     drop(stream);
     let _ = OutgoingBody::finish(body, None);
+}
+
+/// The answer to a `HealthCheckRequest`: a frame with the status, and gRPC's own status after it.
+fn health(request: &IncomingRequest, out: ResponseOutparam) {
+    let asked = request.consume().expect("first use");
+    let stream = asked.stream().expect("first use");
+    let mut question = Vec::new();
+    while let Ok(more) = stream.blocking_read(4096) {
+        question.extend(more);
+    }
+    let status = if question.ends_with(b"sick") { 2 } else { 1 };
+    let body = begin(out, 200, &[("content-type", "application/grpc")]);
+    let stream = body.write().expect("first write");
+    stream.blocking_write_and_flush(&[0, 0, 0, 0, 2, 8, status]).expect("written");
+    drop(stream);
+    let trailers = Fields::new();
+    trailers.append("grpc-status", b"0").expect("an allowed trailer");
+    let _ = OutgoingBody::finish(body, Some(trailers));
 }
 
 fn about(request: &IncomingRequest, out: ResponseOutparam) {

@@ -446,11 +446,9 @@ impl Performer {
                 Handler::Exec { command } => {
                     self.probe_exec(world, container, attempt, command, limit).await
                 }
-                Handler::Http { https: true, .. } => {
-                    ProbeResult::Errored("probes over HTTPS are not supported yet".into())
-                }
-                Handler::Http { https: false, port, path, headers } => {
+                Handler::Http { https, port, path, headers } => {
                     let get = Get {
+                        https: *https,
                         path: path.clone(),
                         port: *port,
                         host: check::host_of(world.ip()),
@@ -461,6 +459,16 @@ impl Performer {
                         Ok(Some(note)) => ProbeResult::PassedWithWarning(note),
                         Err(message) => ProbeResult::Failed(message),
                     }
+                }
+                Handler::Grpc { tls, port, service } => {
+                    let host = check::host_of(world.ip());
+                    let answered = match self.dial(world, *port).await {
+                        Ok(stream) => check::health(stream, *tls, (&host, *port), service).await,
+                        Err(error) => {
+                            Err(format!("failed to connect service {host}:{port}: {error}"))
+                        }
+                    };
+                    answered.map_or_else(ProbeResult::Failed, |()| ProbeResult::Passed)
                 }
                 Handler::Tcp { port } => match self.dial(world, *port).await {
                     Ok(_) => ProbeResult::Passed,

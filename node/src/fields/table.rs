@@ -375,7 +375,10 @@ const PROBE: &[Field] = &[
     yes("exec", "another instance in the container's sandbox"),
     yes("exec.command", "`$(VAR)` is replaced where the value stands in the spec"),
     yes("failureThreshold", ""),
-    no("grpc", "comes with a later version; use httpGet, tcpSocket or exec"),
+    yes("grpc", "the health protocol; of TLS nobody checks the certificate"),
+    yes("grpc.mode", "").accepts(Accepts::OneOf(&["Plaintext", "TLS"])),
+    yes("grpc.port", ""),
+    yes("grpc.service", ""),
     yes("httpGet", "to the pod's own address; redirects to other hosts are not followed"),
     no(
         "httpGet.host",
@@ -387,8 +390,8 @@ const PROBE: &[Field] = &[
     yes("httpGet.path", ""),
     yes("httpGet.port", "a number or a port's name"),
     no("httpGet.protocol", "comes with a later version; leave it out"),
-    yes("httpGet.scheme", "probes over TLS come with a later version")
-        .accepts(Accepts::OneOf(&["HTTP"])),
+    yes("httpGet.scheme", "of TLS nobody checks the certificate")
+        .accepts(Accepts::OneOf(&["HTTP", "HTTPS"])),
     yes("initialDelaySeconds", ""),
     yes("periodSeconds", ""),
     yes("successThreshold", "1 for startup and liveness"),
@@ -413,8 +416,8 @@ const HOOK: &[Field] = &[
     yes("httpGet.path", ""),
     yes("httpGet.port", "a number or a port's name"),
     no("httpGet.protocol", "comes with a later version; leave it out"),
-    yes("httpGet.scheme", "hooks over TLS come with a later version")
-        .accepts(Accepts::OneOf(&["HTTP"])),
+    yes("httpGet.scheme", "of TLS nobody checks the certificate")
+        .accepts(Accepts::OneOf(&["HTTP", "HTTPS"])),
     yes("sleep", ""),
     yes("sleep.seconds", ""),
     no("tcpSocket", "no kubelet runs a tcpSocket hook; write exec, httpGet or sleep"),

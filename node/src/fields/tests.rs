@@ -86,7 +86,7 @@ fn a_refusal_names_the_field_with_its_index() {
         {"name": "a"},
         {"name": "b", "securityContext": {"privileged": true, "capabilities": {"add": ["SYS_ADMIN"]}},
          "resources": {"limits": {"nvidia.com/gpu": "1"}},
-         "livenessProbe": {"grpc": {"port": 1}},
+         "livenessProbe": {"httpGet": {"port": 1, "host": "example.com"}},
          "ports": [{"containerPort": 80, "hostPort": 80}, {"containerPort": 81, "protocol": "SCTP"}]}
     ]});
 
@@ -96,7 +96,7 @@ fn a_refusal_names_the_field_with_its_index() {
     assert_eq!(
         fields,
         [
-            "spec.containers[1].livenessProbe.grpc",
+            "spec.containers[1].livenessProbe.httpGet.host",
             "spec.containers[1].ports[1].protocol",
             "spec.containers[1].resources.limits[nvidia.com/gpu]",
             "spec.containers[1].securityContext.capabilities.add[0]",

@@ -112,6 +112,15 @@ pub enum Handler {
         /// Header fields, in order.
         headers: Vec<(String, String)>,
     },
+    /// The health check of gRPC (probes only).
+    Grpc {
+        /// Over TLS, whose certificate nobody checks.
+        tls: bool,
+        /// The port.
+        port: u16,
+        /// The service that is asked for; empty for the server as a whole.
+        service: String,
+    },
     /// A connection to the pod's own address.
     Tcp {
         /// The port.
@@ -248,7 +257,14 @@ fn parse_probe(
         let port = resolve_port(&tcp.port, ports, &format!("{path}.tcpSocket.port"), wrong);
         handlers.push(port.map(|port| Handler::Tcp { port }));
     }
-    let handler = exactly_one(handlers, path, "exec, httpGet or tcpSocket", wrong)?;
+    if let Some(grpc) = &probe.grpc {
+        let port = IntOrString::Int(grpc.port);
+        let port = resolve_port(&port, ports, &format!("{path}.grpc.port"), wrong);
+        let service = grpc.service.clone().unwrap_or_default();
+        let tls = grpc.mode.as_deref() == Some("TLS");
+        handlers.push(port.map(|port| Handler::Grpc { tls, port, service }));
+    }
+    let handler = exactly_one(handlers, path, "exec, httpGet, grpc or tcpSocket", wrong)?;
     let count = |value: Option<i32>, default: i32| value.unwrap_or(default).max(1).unsigned_abs();
     Some(ProbeSpec {
         handler: Arc::new(handler),
