@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use copepod_node::Refusal;
-use copepod_node::objects::tokens_without_cluster;
+use copepod_node::objects::needs_a_cluster;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, KeyToPath, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -74,7 +74,7 @@ impl Held {
                 }
             }
         }
-        looking.missing.extend(tokens_without_cluster(pod));
+        looking.missing.extend(needs_a_cluster(pod));
         looking.missing
     }
 }

@@ -106,7 +106,7 @@ pub fn process(
 
     let mut env = Variables::default();
     env.set("PATH", PATH.to_owned());
-    env.set("HOSTNAME", hostname(pod));
+    env.set("HOSTNAME", HostNames::of(pod, &context.node.cluster_domain).own);
     for variable in &image.env {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         env.set(name, value.to_owned());
@@ -127,8 +127,51 @@ pub fn process(
     Ok(process)
 }
 
-/// The pod's host name: `spec.hostnameOverride`, else `spec.hostname`, else its name, cut to the 63 bytes of a label.
-pub fn hostname(pod: &Pod) -> String {
+/// What a pod is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostNames {
+    /// What it calls itself: its host name.
+    pub own: String,
+    /// All names that lead to its own address, the longest first.
+    pub all: Vec<String>,
+}
+
+/// Linux has no room for a longer host name.
+const MAX_HOST_NAME: usize = 64;
+
+impl HostNames {
+    /// As a kubelet names it. A pod with a subdomain has a whole name in the domain of its Services, which the Service of that name answers
+    /// for; with `setHostnameAsFQDN` it calls itself so.
+    pub fn of(pod: &Pod, cluster_domain: &str) -> Self {
+        let short = hostname(pod);
+        let Some(spec) = &pod.spec else { return Self { own: short.clone(), all: vec![short] } };
+        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        let (None, Some(subdomain)) = (given(&spec.hostname_override), given(&spec.subdomain))
+        else {
+            return Self { own: short.clone(), all: vec![short] };
+        };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let whole = format!("{short}.{subdomain}.{namespace}.svc.{cluster_domain}");
+        let calls_itself_so = spec.set_hostname_as_fqdn == Some(true);
+        let own = if calls_itself_so { whole.clone() } else { short.clone() };
+        Self { own, all: vec![whole, short] }
+    }
+
+    /// What is wrong with the name that it calls itself; another one may be had by a change of the pod or of its namespace's name alone.
+    pub fn trouble(&self) -> Option<String> {
+        (self.own.len() > MAX_HOST_NAME).then(|| {
+            format!(
+                "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {} is too long ({MAX_HOST_NAME} characters is the max, \
+                 {} characters requested)",
+                self.own,
+                self.own.len()
+            )
+        })
+    }
+}
+
+/// The pod's short host name: `spec.hostnameOverride`, else `spec.hostname`, else its name, cut to the 63 bytes of a label.
+fn hostname(pod: &Pod) -> String {
     let spec = pod.spec.as_ref();
     let whole = spec.and_then(|spec| spec.hostname_override.as_ref());
     if let Some(name) = whole.filter(|name| !name.is_empty()) {

@@ -8,7 +8,10 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccountTokenProjection};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccountTokenProjection,
+};
+use serde::{Deserialize, Serialize};
 
 use crate::{quantity::Amount, refusal::Refusal};
 
@@ -23,6 +26,58 @@ pub trait Objects {
     fn secret(&self, name: &str) -> Option<&Secret>;
     /// The token that a TokenRequest for this pod gave.
     fn token(&self, wanted: WantedToken<'_>) -> Option<&str>;
+    /// What the PersistentVolumeClaim of that name has come to.
+    fn claim(&self, name: &str) -> Option<&ClaimedVolume>;
+}
+
+/// What is behind a PersistentVolumeClaim, as far as a node without drivers can have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClaimedVolume {
+    /// A folder of this machine: a PersistentVolume of kind hostPath or local.
+    Folder {
+        /// Absolute.
+        path: String,
+        /// A hostPath's type; empty where it has none.
+        kind: String,
+    },
+    /// Nothing that could be mounted, and why; it may pass.
+    Not(String),
+}
+
+impl ClaimedVolume {
+    /// What a claim has come to, with its volume where there is one of the name that the claim gives.
+    pub fn of(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -> Self {
+        let name = claim.metadata.name.as_deref().unwrap_or_default();
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        let Some(volume) = volume.filter(|_| phase == Some("Bound")) else {
+            return Self::Not(format!(
+                "persistentvolumeclaim {name:?} is not bound to a volume yet"
+            ));
+        };
+        let called = volume.metadata.name.as_deref().unwrap_or_default();
+        let Some(spec) = &volume.spec else {
+            return Self::Not(format!("persistentvolume {called:?} has no spec"));
+        };
+        let holder = spec.claim_ref.as_ref().and_then(|holder| holder.uid.as_deref());
+        if holder != claim.metadata.uid.as_deref() {
+            return Self::Not(format!("persistentvolume {called:?} belongs to another claim"));
+        }
+        if spec.volume_mode.as_deref() == Some("Block") {
+            return Self::Not(format!(
+                "persistentvolume {called:?} is a block device, which no guest can have"
+            ));
+        }
+        if let Some(source) = &spec.host_path {
+            let kind = source.type_.clone().unwrap_or_default();
+            return Self::Folder { path: source.path.clone(), kind };
+        }
+        if let Some(source) = &spec.local {
+            return Self::Folder { path: source.path.clone(), kind: "Directory".to_owned() };
+        }
+        Self::Not(format!(
+            "persistentvolume {called:?} needs a driver, and this node has none; use one of kind hostPath or local"
+        ))
+    }
 }
 
 /// A token that a pod's volume shows: the `spec` of its TokenRequest.
@@ -48,8 +103,8 @@ pub fn wanted_tokens(pod: &Pod) -> BTreeSet<WantedToken<'_>> {
     token_sources(pod).map(|(_, source)| source.into()).collect()
 }
 
-/// What in a pod asks for a token, where no API server is there to give one.
-pub fn tokens_without_cluster(pod: &Pod) -> Vec<Refusal> {
+/// What in a pod only a cluster can give.
+pub fn needs_a_cluster(pod: &Pod) -> Vec<Refusal> {
     let spec = pod.spec.as_ref();
     let wants_one = spec.and_then(|spec| spec.automount_service_account_token) == Some(true);
     let automount = wants_one.then(|| {
@@ -61,7 +116,19 @@ pub fn tokens_without_cluster(pod: &Pod) -> Vec<Refusal> {
              Secret with what the program is to present";
         Refusal::new(path, message)
     });
-    automount.into_iter().chain(sources).collect()
+    let volumes = spec.into_iter().flat_map(|spec| spec.volumes.iter().flatten()).enumerate();
+    let claims = volumes.filter(|(_, volume)| volume.persistent_volume_claim.is_some());
+    let claims = claims.map(|(i, _)| {
+        let message =
+            "a claim is bound by a cluster, and there is none here; use hostPath or emptyDir";
+        Refusal::new(format!("spec.volumes[{i}].persistentVolumeClaim"), message)
+    });
+    let gates = spec.filter(|spec| spec.readiness_gates.iter().flatten().next().is_some());
+    let gates = gates.map(|_| {
+        let message = "nobody sets conditions without a cluster; leave it out";
+        Refusal::new("spec.readinessGates", message)
+    });
+    automount.into_iter().chain(sources).chain(claims).chain(gates).collect()
 }
 
 fn token_sources(pod: &Pod) -> impl Iterator<Item = (String, &ServiceAccountTokenProjection)> {
@@ -75,13 +142,15 @@ fn token_sources(pod: &Pod) -> impl Iterator<Item = (String, &ServiceAccountToke
     })
 }
 
-/// The names of all ConfigMaps and Secrets of its namespace that a pod refers to, optional ones too.
+/// The names of all objects of its namespace that a pod refers to, optional ones too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References<'a> {
     /// Of ConfigMaps.
     pub config_maps: BTreeSet<&'a str>,
     /// Of Secrets, pull secrets among them.
     pub secrets: BTreeSet<&'a str>,
+    /// Of PersistentVolumeClaims.
+    pub claims: BTreeSet<&'a str>,
 }
 
 impl<'a> References<'a> {
@@ -104,6 +173,8 @@ impl<'a> References<'a> {
             found.config_maps.extend(volume.config_map.iter().map(|it| it.name.as_str()));
             let secret = volume.secret.iter().filter_map(|it| it.secret_name.as_deref());
             found.secrets.extend(secret);
+            let claim = volume.persistent_volume_claim.iter();
+            found.claims.extend(claim.map(|it| it.claim_name.as_str()));
             let sources = volume.projected.iter().flat_map(|it| it.sources.iter().flatten());
             for source in sources {
                 found.config_maps.extend(source.config_map.iter().map(|it| it.name.as_str()));
@@ -124,6 +195,7 @@ pub(crate) struct KnownObjects {
     pub(crate) secrets: BTreeMap<String, Secret>,
     /// By audience and seconds.
     pub(crate) tokens: BTreeMap<(Option<String>, i64), String>,
+    pub(crate) claims: BTreeMap<String, ClaimedVolume>,
 }
 
 #[cfg(test)]
@@ -138,6 +210,9 @@ impl Objects for KnownObjects {
         let audience = wanted.audience.map(str::to_owned);
         self.tokens.get(&(audience, wanted.expiration_seconds)).map(String::as_str)
     }
+    fn claim(&self, name: &str) -> Option<&ClaimedVolume> {
+        self.claims.get(name)
+    }
 }
 
 /// The node, as far as a pod may ask for it.
@@ -149,6 +224,8 @@ pub struct NodeFacts {
     pub ips: Vec<IpAddr>,
     /// What a container without a limit may use, which is what it is told its limit is.
     pub allocatable: Allocatable,
+    /// What the names of Services end in: `cluster.local`.
+    pub cluster_domain: String,
 }
 
 /// What a node has for pods.
@@ -259,7 +336,7 @@ mod tests {
             spec.automount_service_account_token = Some(true);
         }
 
-        let refused = tokens_without_cluster(&pod);
+        let refused = needs_a_cluster(&pod);
 
         let fields: Vec<_> = refused.iter().map(|it| it.field.as_str()).collect();
         assert_eq!(
@@ -273,6 +350,68 @@ mod tests {
             ]
         );
         assert!(refused.iter().all(|it| it.message.contains("API server")));
-        assert_eq!(tokens_without_cluster(&Pod::default()), []);
+        assert_eq!(needs_a_cluster(&Pod::default()), []);
+    }
+
+    #[test]
+    fn without_a_cluster_a_claim_and_a_gate_are_refused_too() {
+        let pod = serde_json::from_value(serde_json::json!({"spec": {
+            "containers": [], "readinessGates": [{"conditionType": "example.com/open"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}],
+        }}));
+
+        let refused = needs_a_cluster(&pod.expect("a pod"));
+
+        let fields: Vec<_> = refused.iter().map(|it| it.field.as_str()).collect();
+        assert_eq!(fields, ["spec.volumes[0].persistentVolumeClaim", "spec.readinessGates"]);
+    }
+
+    #[test]
+    fn a_claim_comes_to_a_folder_only_where_it_is_bound_to_one_of_its_own() {
+        use serde_json::json;
+
+        let claim = |phase: &str| {
+            let claim = json!({"metadata": {"name": "data", "uid": "c1"},
+                "spec": {"volumeName": "pv"}, "status": {"phase": phase}});
+            serde_json::from_value::<PersistentVolumeClaim>(claim).expect("a claim")
+        };
+        let volume = |uid: &str, source: serde_json::Value| {
+            let mut volume = json!({"metadata": {"name": "pv"}, "spec": source});
+            volume["spec"]["claimRef"] = json!({"uid": uid});
+            serde_json::from_value::<PersistentVolume>(volume).expect("a volume")
+        };
+        let folder = |path: &str, kind: &str| ClaimedVolume::Folder {
+            path: path.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let host =
+            volume("c1", json!({"hostPath": {"path": "/srv/a", "type": "DirectoryOrCreate"}}));
+        let local = volume("c1", json!({"local": {"path": "/srv/b"}}));
+        let bound = claim("Bound");
+
+        assert_eq!(ClaimedVolume::of(&bound, Some(&host)), folder("/srv/a", "DirectoryOrCreate"));
+        assert_eq!(ClaimedVolume::of(&bound, Some(&local)), folder("/srv/b", "Directory"));
+        for (claim, volume, why) in [
+            (claim("Pending"), None, "not bound to a volume yet"),
+            (claim("Lost"), Some(host), "not bound to a volume yet"),
+            (
+                claim("Bound"),
+                Some(volume("c2", json!({"local": {"path": "/srv/b"}}))),
+                "another claim",
+            ),
+            (
+                claim("Bound"),
+                Some(volume("c1", json!({"csi": {"driver": "d", "volumeHandle": "h"}}))),
+                "needs a driver",
+            ),
+            (
+                claim("Bound"),
+                Some(volume("c1", json!({"local": {"path": "/dev/sdb"}, "volumeMode": "Block"}))),
+                "block device",
+            ),
+        ] {
+            let found = ClaimedVolume::of(&claim, volume.as_ref());
+            assert!(matches!(&found, ClaimedVolume::Not(said) if said.contains(why)), "{found:?}");
+        }
     }
 }

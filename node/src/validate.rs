@@ -111,6 +111,11 @@ fn check_spec(spec: &PodSpec, wrong: &mut Wrong) {
     {
         wrong.add("spec.hostname", format!("{name:?} is no host name: {LABEL}"));
     }
+    if let Some(name) = spec.subdomain.as_deref().filter(|name| !name.is_empty())
+        && !is_dns_label(name)
+    {
+        wrong.add("spec.subdomain", format!("{name:?} is no subdomain: {LABEL}"));
+    }
     // 64 bytes are Linux's limit, and the API server's.
     if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty())
         && (!is_dns_subdomain(name) || name.len() > 64)

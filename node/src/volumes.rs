@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::{
     env::{ConfigError, Context, find_container, refs, substitute_all},
-    objects::{config_map_entries, secret_entries},
+    objects::{ClaimedVolume, config_map_entries, secret_entries},
     quantity::Amount,
 };
 
@@ -182,20 +182,42 @@ fn content(
         return projected(pod, source, &format!("{path}.projected"), context);
     }
     if let Some(host) = &volume.host_path {
-        let path_field = format!("{path}.hostPath.path");
-        let path = host_path(&host.path).map_err(|m| ConfigError::new(path_field, m))?;
         let kind = host.type_.as_deref().unwrap_or_default();
-        return Ok(Content::HostPath {
-            path,
-            create: kind == "DirectoryOrCreate",
-            checked: !kind.is_empty(),
-        });
+        return host_folder(&host.path, kind, format!("{path}.hostPath.path"));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let field = format!("{path}.persistentVolumeClaim.claimName");
+        let name = &source.claim_name;
+        return match context.objects.claim(name) {
+            Some(ClaimedVolume::Folder { path, kind }) => host_folder(path, kind, field),
+            Some(ClaimedVolume::Not(why)) => Err(ConfigError::new(field, why)),
+            None => {
+                Err(ConfigError::new(field, format!("persistentvolumeclaim {name:?} not found")))
+            }
+        };
     }
     Err(ConfigError::new(path, format!("write one of {SOURCES}")))
 }
 
+fn host_folder(path: &str, kind: &str, field: String) -> Result<Content, ConfigError> {
+    let path = host_path(path).map_err(|m| ConfigError::new(field, m))?;
+    Ok(Content::HostPath { path, create: kind == "DirectoryOrCreate", checked: !kind.is_empty() })
+}
+
+/// Whether a volume is a folder of the machine: all that [`Content::HostPath`] is planned for.
+pub fn is_of_the_machine(volume: &Volume) -> bool {
+    volume.host_path.is_some() || volume.persistent_volume_claim.is_some()
+}
+
+/// Whether nobody may write to a volume, wherever it is mounted.
+pub fn is_read_only(volume: &Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+    is_written_by_agent(volume) || claim.is_some_and(|claim| claim.read_only == Some(true))
+}
+
 /// The kinds of volumes that there are.
-pub(crate) const SOURCES: &str = "emptyDir, configMap, secret, downwardAPI, projected, hostPath";
+pub(crate) const SOURCES: &str =
+    "emptyDir, configMap, secret, downwardAPI, projected, hostPath, persistentVolumeClaim";
 
 /// Several sources in one folder; of two files under one path the later source's is there, as under a kubelet.
 fn projected(
@@ -488,7 +510,7 @@ pub fn mounts(
             path: at,
             volume: mount.name.clone(),
             sub_path: sub_path.filter(|sub_path| !sub_path.is_empty()),
-            read_only: is_written_by_agent(volume) || mount.read_only == Some(true),
+            read_only: is_read_only(volume) || mount.read_only == Some(true),
         });
     }
     // A path sorts before what is beneath it, component by component.

@@ -313,3 +313,29 @@ fn a_grpc_probe_makes_a_pod_ready_by_its_health_and_tells_why_it_is_not() {
 
     assert!(told.contains(r#"service unhealthy (responded with "NOT_SERVING")"#), "{told}");
 }
+
+#[test]
+fn a_pod_with_a_subdomain_finds_itself_by_its_whole_name() {
+    let node = Node::new();
+    node.load(&["probe"]);
+    let whole = "db-0.db.shop.svc.cluster.local";
+    let named = |name: &str, fqdn: bool, script: &[&str]| {
+        pod(name, [probe(script)])
+            .with("/metadata/namespace", "shop".into())
+            .with("/spec/hostname", "db-0".into())
+            .with("/spec/subdomain", "db".into())
+            .with("/spec/setHostnameAsFQDN", fqdn.into())
+    };
+    let own = format!("env-is HOSTNAME {whole}");
+    let resolve = format!("resolve {whole}");
+
+    let plain = node.run_to_end(&[named(
+        "plain",
+        false,
+        &["env-is HOSTNAME db-0", &resolve, "resolve db-0", "end-if-failed"],
+    )]);
+    let whole = node.run_to_end(&[named("whole", true, &[&own, &resolve, "end-if-failed"])]);
+
+    assert_eq!(plain.code, Some(0), "{}{}", plain.stdout, plain.stderr);
+    assert_eq!(whole.code, Some(0), "{}{}", whole.stdout, whole.stderr);
+}

@@ -10,7 +10,7 @@ use copepod_domain::{Slot, published};
 use copepod_node::annotations::NodeCeilings;
 use copepod_node::env;
 use copepod_node::life::PodLife;
-use copepod_node::objects::{References, tokens_without_cluster};
+use copepod_node::objects::{References, needs_a_cluster};
 use copepod_node::quantity::Amount;
 use copepod_node::volumes;
 use jiff::Timestamp;
@@ -169,8 +169,7 @@ impl Owner {
     fn check_references(&self, pod: &Pod, objects: &PodObjects) -> Result<(), Vec<String>> {
         let node = &self.performer.node;
         let context = env::Context { objects, node: &node.facts, pod_ips: &[], services: &[] };
-        let mut wrong: Vec<_> =
-            tokens_without_cluster(pod).iter().map(ToString::to_string).collect();
+        let mut wrong: Vec<_> = needs_a_cluster(pod).iter().map(ToString::to_string).collect();
         if !wrong.is_empty() {
             return Err(wrong);
         }

@@ -22,6 +22,18 @@ pub(crate) fn host_of(ip: IpAddr) -> String {
     }
 }
 
+/// Makes a request while its connection is driven. Both live in this task and end with it: a probe leaves nothing behind.
+async fn driven<T>(connection: impl Future, exchange: impl Future<Output = T>) -> T {
+    tokio::pin!(exchange, connection);
+    let mut connected = true;
+    loop {
+        tokio::select! {
+            done = &mut exchange => return done,
+            _ = &mut connection, if connected => connected = false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

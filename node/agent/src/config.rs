@@ -61,6 +61,8 @@ pub struct ClusterNode {
     pub masquerade_exceptions: Vec<Cidr>,
     /// Other nodes' blocks, as they were last known: pods reach them under their own addresses, until the front says otherwise.
     pub direct: Vec<Cidr>,
+    /// What the names of the cluster's Services end in.
+    pub domain: String,
     /// The cluster's DNS. None: pods resolve names as the node does.
     pub dns: Option<ClusterDns>,
 }

@@ -489,17 +489,23 @@ fn refused_host_paths(pod: &Pod, allowed: &[PathBuf]) -> Vec<String> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).enumerate();
     let wanted =
         volumes.filter_map(|(i, volume)| Some((i, Path::new(&volume.host_path.as_ref()?.path))));
-    let is_plain = |path: &Path| path.components().all(|it| it != Component::ParentDir);
-    wanted
-        .filter(|(_, path)| !is_plain(path) || !allowed.iter().any(|it| path.starts_with(it)))
-        .map(|(i, path)| {
-            format!(
-                "spec.volumes[{i}].hostPath.path: {} is not beneath a folder that this node lets pods into (--allow-host-path); use \
-                 another volume, or ask the node's administrator",
-                path.display()
-            )
-        })
-        .collect()
+    let refused = wanted.filter_map(|(i, path)| {
+        Some(format!("spec.volumes[{i}].hostPath.path: {}", refused_host_path(path, allowed)?))
+    });
+    refused.collect()
+}
+
+/// Why a pod may not mount a folder of the machine, where it may not.
+pub(crate) fn refused_host_path(path: &Path, allowed: &[PathBuf]) -> Option<String> {
+    let is_plain = path.components().all(|it| it != Component::ParentDir);
+    let is_allowed = is_plain && allowed.iter().any(|it| path.starts_with(it));
+    (!is_allowed).then(|| {
+        format!(
+            "{} is not beneath a folder that this node lets pods into (--allow-host-path); use another volume, or ask the node's \
+             administrator",
+            path.display()
+        )
+    })
 }
 
 #[cfg(test)]

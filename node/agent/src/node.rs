@@ -32,11 +32,11 @@ impl NodeView {
         let memory = config.allocatable_memory.unwrap_or(total.saturating_sub(RESERVED));
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let millis = config.allocatable_cpu_millis.unwrap_or(cores * 1000);
-        let (name, ips) = match &config.cluster {
-            Some(node) => (node.name.clone(), node.ips.clone()),
+        let (name, ips, cluster_domain) = match &config.cluster {
+            Some(node) => (node.name.clone(), node.ips.clone(), node.domain.clone()),
             None => {
                 let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-                (name, host.gateways())
+                (name, host.gateways(), "cluster.local".to_owned())
             }
         };
         let (found, search) = resolv_conf();
@@ -46,7 +46,7 @@ impl NodeView {
             memory: Amount::units(memory),
             ephemeral_storage: Amount::units(0),
         };
-        let facts = NodeFacts { name, ips, allocatable };
+        let facts = NodeFacts { name, ips, allocatable, cluster_domain };
         // As `/etc/resolv.conf` without an `ndots`.
         let resolver = Resolver { servers, search, ndots: 1 };
         Self { facts, memory, resolver, denied: host.gateways() }

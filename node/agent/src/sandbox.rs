@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use copepod_domain::{BindMount, Domain, HostError, Source, published};
-use copepod_node::env::{self, ImageConfig};
+use copepod_node::env::{self, HostNames, ImageConfig};
 use copepod_node::quantity::Amount;
 use copepod_node::resolve;
 use copepod_node::volumes::{self, Content, PlannedFile, PlannedMount};
@@ -31,6 +31,7 @@ use crate::accept::is_on_host;
 use crate::causes::with_causes;
 use crate::domains::Live;
 use crate::files;
+use crate::front::refused_host_path;
 use crate::perform::Performer;
 use crate::pod::{ReadyImage, World};
 use crate::runner::RequestError;
@@ -82,6 +83,8 @@ pub(crate) async fn set_up(
     performer: &Performer,
     world: &World,
 ) -> Result<Vec<IpAddr>, SetUpFailed> {
+    // Before anything is made for a pod that cannot be called what it is to be.
+    let sandbox = pod_sandbox(performer, world)?;
     let live = performer
         .domains
         .join(&world.stored.domain, &world.uid)
@@ -99,8 +102,10 @@ pub(crate) async fn set_up(
         live.domain.add_addresses(&world.ips()).await?;
     }
     reopen_published(world, &live).await?;
-    let request = Request::CreatePod(pod_sandbox(performer, world));
-    live.runner.ask(request).await.map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
+    live.runner
+        .ask(Request::CreatePod(sandbox))
+        .await
+        .map_err(|error| SetUpFailed::sandbox(with_causes(&error)))?;
     publish(world, &live).await?;
     performer.ports.lead(&world.uid, &world.stored.pod, &world.ips()).await?;
     Ok(world.ips())
@@ -181,7 +186,7 @@ fn volume_source(world: &World, volume: &Volume, read_only: bool) -> String {
     let name = &volume.name;
     if volume.empty_dir.is_some() {
         format!("{}/{}/{name}", layout::RW, world.uid)
-    } else if volume.host_path.is_some() {
+    } else if volumes::is_of_the_machine(volume) {
         let access = if read_only { "ro" } else { "rw" };
         format!("{}/{}/{name}-{access}", layout::MNT, world.uid)
     } else {
@@ -220,10 +225,16 @@ async fn set_up_volumes(
             // They are written already.
             Content::Files { .. } => {}
             Content::HostPath { path, create, checked } => {
+                // Of a claim's volume nothing was known when the pod came.
+                if let Some(node) = &performer.config.cluster
+                    && let Some(why) = refused_host_path(Path::new(path), &node.host_paths)
+                {
+                    return Err(SetUpFailed::mount(&volume.name, why));
+                }
                 let source = host_folder(Path::new(path), *create, *checked)
                     .map_err(|message| SetUpFailed::mount(&volume.name, message))?;
                 for read_only in [true, false] {
-                    if uses(world, &volume.name, read_only) {
+                    if uses(world, volume, read_only) {
                         let target = volume_source(world, volume, read_only);
                         let source = Source::Descriptor(source.try_clone().map_err(failed)?);
                         mount(domain, source, &target, read_only, true).await.map_err(|error| {
@@ -247,13 +258,13 @@ fn files_folder(world: &World, root: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-fn uses(world: &World, volume: &str, read_only: bool) -> bool {
+fn uses(world: &World, volume: &Volume, read_only: bool) -> bool {
+    let nobody_writes = volumes::is_read_only(volume);
     world.container_names().iter().filter_map(|name| world.container(name)).any(|container| {
-        container
-            .volume_mounts
-            .iter()
-            .flatten()
-            .any(|it| it.name == volume && it.read_only.unwrap_or(false) == read_only)
+        container.volume_mounts.iter().flatten().any(|it| {
+            let is_read_only = nobody_writes || it.read_only.unwrap_or(false);
+            it.name == volume.name && is_read_only == read_only
+        })
     })
 }
 
@@ -385,7 +396,7 @@ async fn mount(
 fn mount_targets(world: &World) -> Vec<String> {
     let mut targets = vec![format!("{}/{}", layout::LOGS, world.uid)];
     for volume in world.volumes() {
-        if volume.host_path.is_some() {
+        if volumes::is_of_the_machine(volume) {
             targets.push(format!("{}/{}/{}-ro", layout::MNT, world.uid, volume.name));
             targets.push(format!("{}/{}/{}-rw", layout::MNT, world.uid, volume.name));
         }
@@ -410,13 +421,16 @@ fn sub_path_target(world: &World, container: &str, index: usize) -> String {
     format!("{}/{}/sub-{container}-{index}", layout::MNT, world.uid)
 }
 
-pub(crate) fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
+pub(crate) fn pod_sandbox(performer: &Performer, world: &World) -> Result<PodSandbox, SetUpFailed> {
     let pod = &world.stored.pod;
     let spec = pod.spec.as_ref();
     let name = world.name();
-    let hostname = env::hostname(pod);
+    let called = HostNames::of(pod, &performer.node.facts.cluster_domain);
+    if let Some(trouble) = called.trouble() {
+        return Err(SetUpFailed::sandbox(trouble));
+    }
     let ips = world.ips();
-    let own = ips.iter().map(|&ip| HostEntry { ip, names: vec![hostname.clone()] });
+    let own = ips.iter().map(|&ip| HostEntry { ip, names: called.all.clone() });
     let mut hosts: Vec<HostEntry> = own.collect();
     for alias in spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()) {
         if let Ok(ip) = alias.ip.parse() {
@@ -433,19 +447,19 @@ pub(crate) fn pod_sandbox(performer: &Performer, world: &World) -> PodSandbox {
     });
     let cluster = performer.config.cluster.as_ref().and_then(|cluster| cluster.dns.as_ref());
     let resolver = resolve::resolver(pod, &performer.node.resolver, cluster);
-    PodSandbox {
+    Ok(PodSandbox {
         pod: world.uid.clone(),
         name: name.name,
         namespace: name.namespace,
         ipv4,
         ipv6,
         loopback: world.stored.loopback,
-        hostname,
+        hostname: called.own,
         hosts,
         dns: Dns { servers: resolver.servers, search: resolver.search, ndots: resolver.ndots },
         denied: performer.node.denied.clone(),
         max_sockets: MOST_SOCKETS,
-    }
+    })
 }
 
 /// After a restart of the agent: opens the published ports again. A runner that got them from an earlier agent gives them up with

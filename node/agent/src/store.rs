@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use copepod_node::objects::{Objects, WantedToken};
+use copepod_node::objects::{ClaimedVolume, Objects, WantedToken};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use rustix::fs::Advice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -58,6 +58,9 @@ pub struct PodObjects {
     /// The tokens that its volumes show ([`copepod_node::objects::wanted_tokens`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<PodToken>,
+    /// What its PersistentVolumeClaims have come to, by their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<(String, ClaimedVolume)>,
     /// The variables of Services, ready for its containers; one list for all pods that see the same.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub services: Arc<[(String, String)]>,
@@ -87,6 +90,7 @@ impl std::fmt::Debug for PodObjects {
             .field("config_maps", &config_maps)
             .field("secrets", &secrets)
             .field("tokens", &self.tokens)
+            .field("claims", &self.claims)
             .field("services", &self.services.len())
             .finish()
     }
@@ -114,6 +118,10 @@ impl Objects for PodObjects {
                 && it.expiration_seconds == wanted.expiration_seconds
         };
         self.tokens.iter().find(is_wanted).map(|it| it.token.as_str())
+    }
+
+    fn claim(&self, name: &str) -> Option<&ClaimedVolume> {
+        self.claims.iter().find(|(claim, _)| claim == name).map(|(_, volume)| volume)
     }
 }
 
@@ -400,6 +408,7 @@ mod tests {
             secrets: vec![serde_json::from_value(secret).expect("a Secret")],
             tokens: vec![token],
             services: [("DB_SERVICE_HOST".to_owned(), "hunter2".to_owned())].into(),
+            claims: vec![("data".into(), ClaimedVolume::Not("it is not bound".into()))],
         }
     }
 

@@ -233,7 +233,8 @@ async fn take(
         }
     }
     for (world, attempts) in wanted {
-        heir.ask(Request::CreatePod(sandbox::pod_sandbox(performer, world)), &[]).await?;
+        let sandbox = sandbox::pod_sandbox(performer, world).map_err(|_| Stays::Changed)?;
+        heir.ask(Request::CreatePod(sandbox), &[]).await?;
         for id in attempts {
             let key = (id.pod.clone(), id.container.clone());
             let ready = ready.get(&key).ok_or(Stays::Changed)?;

@@ -285,6 +285,7 @@ fn serve(settings: NodeSettings, agent: AgentConfig, joined: Joined) -> Result<(
                 Routes::Auto => follow::kept(&settings.data),
                 Routes::Off => Vec::new(),
             },
+            domain: settings.cluster_domain.clone(),
             dns: (!settings.cluster_dns.is_empty()).then(|| ClusterDns {
                 servers: settings.cluster_dns.clone(),
                 domain: settings.cluster_domain.clone(),

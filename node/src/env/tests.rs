@@ -38,6 +38,7 @@ fn run_with(container: serde_json::Value, image: &ImageConfig) -> Result<Process
             memory: Amount::units(1 << 30),
             ephemeral_storage: Amount::units(1 << 33),
         },
+        cluster_domain: "cluster.local".into(),
     };
     let pod_ips = ["10.64.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
     let objects = objects();
@@ -201,4 +202,41 @@ fn a_probes_command_sees_only_the_values_that_stand_in_the_spec() {
     let command = ["$(B)".to_owned(), "$(C)".to_owned()];
 
     assert_eq!(with_static_variables(&command, &env), ["12", "$(C)"]);
+}
+
+fn called(spec: serde_json::Value) -> HostNames {
+    let pod = json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec});
+    HostNames::of(&serde_json::from_value(pod).unwrap(), "cluster.local")
+}
+
+#[test]
+fn a_pod_with_a_subdomain_has_a_whole_name_and_calls_itself_by_it_only_where_it_asks_to() {
+    let whole = "db-0.db.shop.svc.cluster.local";
+    let plain = called(json!({"containers": [], "hostname": "db-0", "subdomain": "db"}));
+    let asked = called(
+        json!({"containers": [], "hostname": "db-0", "subdomain": "db", "setHostnameAsFQDN": true}),
+    );
+
+    assert_eq!(plain, HostNames { own: "db-0".into(), all: vec![whole.into(), "db-0".into()] });
+    assert_eq!((asked.own.as_str(), asked.trouble()), (whole, None));
+    // Without a subdomain there is no whole name to ask for, and an override is the whole name itself.
+    for spec in [
+        json!({"containers": [], "setHostnameAsFQDN": true}),
+        json!({"containers": [], "subdomain": "", "hostname": "web-0"}),
+        json!({"containers": [], "subdomain": "db", "hostnameOverride": "web-0"}),
+    ] {
+        assert_eq!(called(spec), HostNames { own: "web-0".into(), all: vec!["web-0".into()] });
+    }
+}
+
+#[test]
+fn a_whole_name_that_linux_has_no_room_for_is_told_with_its_length() {
+    let long = "x".repeat(40);
+    let names = called(
+        json!({"containers": [], "hostname": long, "subdomain": "db", "setHostnameAsFQDN": true}),
+    );
+
+    let trouble = names.trouble().unwrap();
+
+    assert!(trouble.contains("is too long (64 characters is the max, 66 characters"), "{trouble}");
 }

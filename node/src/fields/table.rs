@@ -106,7 +106,6 @@ const DRIVER: &str =
     "no storage drivers here; use emptyDir, configMap, secret, projected or hostPath";
 const LATER_VOLUME: &str =
     "comes with a later version; use emptyDir, configMap, secret, projected or hostPath";
-const LATER_CLUSTER: &str = "comes with the cluster node; leave it out";
 
 /// The whole table.
 pub const SECTIONS: &[Section] = &[
@@ -222,7 +221,11 @@ const POD: &[Field] = &[
     moot("preemptionPolicy", SCHEDULER),
     moot("priority", SCHEDULER),
     moot("priorityClassName", SCHEDULER),
-    no("readinessGates", "nobody sets conditions without a cluster; leave it out"),
+    yes(
+        "readinessGates",
+        "ready only with these conditions, which somebody else sets; refused by `copepod run`, where nobody does",
+    ),
+    yes("readinessGates[].conditionType", ""),
     no("resourceClaims", "there are no devices to claim; leave it out"),
     no(
         "resources",
@@ -240,9 +243,15 @@ const POD: &[Field] = &[
     yes("securityContext", ""),
     moot("serviceAccount", "the old name of serviceAccountName"),
     moot("serviceAccountName", "shown by fieldRef; whose tokens they are, the API server knows"),
-    no("setHostnameAsFQDN", LATER_CLUSTER),
+    yes(
+        "setHostnameAsFQDN",
+        "with a subdomain; of at most 64 bytes, else the pod waits with that reason",
+    ),
     no("shareProcessNamespace", "guests are no processes and cannot see each other; leave it out"),
-    no("subdomain", LATER_CLUSTER),
+    yes(
+        "subdomain",
+        "the pod's whole name leads to itself; for others it is the cluster's DNS that answers",
+    ),
     yes(
         "terminationGracePeriodSeconds",
         "preStop counts against it; at least 2 s remain for the stop",
@@ -476,7 +485,12 @@ const VOLUME: &[Field] = &[
     no("iscsi", DRIVER),
     yes("name", ""),
     no("nfs", DRIVER),
-    no("persistentVolumeClaim", LATER_VOLUME),
+    yes(
+        "persistentVolumeClaim",
+        "bound to a volume of kind hostPath or local; refused by `copepod run`, where nobody binds it",
+    ),
+    yes("persistentVolumeClaim.claimName", ""),
+    yes("persistentVolumeClaim.readOnly", ""),
     no("photonPersistentDisk", DRIVER),
     no("portworxVolume", DRIVER),
     yes("projected", "read-only for guests"),

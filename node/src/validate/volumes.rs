@@ -79,6 +79,10 @@ fn check_source(volume: &Volume, path: &str, spec: &PodSpec, wrong: &mut Wrong) 
     if let Some(source) = &volume.projected {
         check_projected(source, &format!("{path}.projected"), spec, wrong);
     }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        let path = format!("{path}.persistentVolumeClaim.claimName");
+        object_name(&claim.claim_name, &path, wrong);
+    }
     if let Some(host) = &volume.host_path {
         wrong.check(&format!("{path}.hostPath.path"), host_path(&host.path));
     }

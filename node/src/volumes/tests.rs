@@ -21,6 +21,7 @@ fn objects() -> KnownObjects {
         config_maps: [("m".to_owned(), serde_json::from_value(map).unwrap())].into(),
         secrets: [("s".to_owned(), serde_json::from_value(secret).unwrap())].into(),
         tokens: [((None, 3607), "jwt".to_owned())].into(),
+        claims: BTreeMap::new(),
     }
 }
 
@@ -35,6 +36,7 @@ fn planned(source: serde_json::Value) -> Result<Content, ConfigError> {
             memory: Amount::units(1 << 30),
             ephemeral_storage: Amount::units(1 << 33),
         },
+        cluster_domain: "cluster.local".into(),
     };
     let context = Context { objects: &objects(), node: &node, pod_ips: &[], services: &[] };
     plan(&pod(json!([volume]), json!([])), &context).map(|mut planned| planned.remove(0).content)

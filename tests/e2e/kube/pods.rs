@@ -2,9 +2,10 @@
 //!
 //! Absent: what a pod's life is in itself, which the suites without a cluster test.
 
+use copepod_tests::cluster::shared;
 use copepod_tests::http::get;
 use copepod_tests::manifest::{With, container, pod, probe};
-use copepod_tests::node::{is_ready, status};
+use copepod_tests::node::{Node as OurNode, is_ready, status};
 use copepod_tests::wait::{until, until_it_is};
 use serde_json::{Value, json};
 
@@ -56,6 +57,121 @@ fn a_deployment_s_pods_answer_by_their_addresses_and_go_when_it_is_scaled() {
     node.kubectl(&["delete", "deployment/hello"]);
     until_it_is("no pod", || node.pods(), Vec::is_empty, |pods| format!("{pods:?}"));
     assert_eq!(node.denials(), Vec::<String>::new());
+}
+
+#[test]
+fn a_stateful_set_s_pods_come_one_after_the_other_under_their_names() {
+    let node = Joined::start("pods-stateful", &["probe"]);
+    node.approve_serving();
+    let whole = |pod: &str| format!("{pod}.db.{}.svc.cluster.local", node.name);
+    let mut set = deployment("db", 2, probe(&["print up", "sleep 600000"]));
+    set["kind"] = json!("StatefulSet");
+    set["spec"]["serviceName"] = json!("db");
+    node.apply(&[set]);
+
+    let pods = node.wait_ready(2);
+
+    let names: Vec<_> = pods.iter().map(|pod| pod["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, [Some("db-0"), Some("db-1")]);
+    for pod in &pods {
+        assert_eq!(pod["spec"]["subdomain"], "db");
+        let name = pod["metadata"]["name"].as_str().expect("a name");
+        let address = pod["status"]["podIP"].as_str().expect("an address");
+        let script = format!("resolve-is {} {address}", whole(name));
+        let own = format!("env-is HOSTNAME {name}");
+        let told = node.kubectl(&["exec", name, "--", "probe", &own, &script]);
+        assert!(!told.contains("FAILED"), "{told}");
+    }
+    node.kubectl(&["delete", "pod", "db-0"]);
+    let again = node.wait_ready(2);
+    assert_ne!(again[0]["metadata"]["uid"], pods[0]["metadata"]["uid"]);
+    assert_eq!(again[1]["metadata"]["uid"], pods[1]["metadata"]["uid"]);
+}
+
+#[test]
+fn a_claim_s_folder_is_shared_by_the_pods_that_name_it_and_only_where_the_node_allows_it() {
+    let ours = OurNode::new();
+    ours.load(&["probe"]);
+    let allowed = ours.scratch().join("volumes");
+    std::fs::create_dir_all(allowed.join("data")).expect("a folder");
+    let name = "pods-claims";
+    let more = ["--allow-host-path", allowed.to_str().expect("text")];
+    let node = Joined::start_in(shared(), ours, name, &more);
+    let volume = |volume: &str, source: Value| {
+        let mut made = json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": volume },
+            "spec": {
+                "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany"], "storageClassName": "",
+                "claimRef": { "namespace": name, "name": volume },
+            },
+        });
+        made["spec"]
+            .as_object_mut()
+            .expect("a map")
+            .extend(source.as_object().expect("a map").clone());
+        made
+    };
+    let claim = |claim: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": claim },
+            "spec": {
+                "accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": claim,
+                "resources": { "requests": { "storage": "1Gi" } },
+            },
+        })
+    };
+    let user = |pod_name: &str, claim: &str, read_only: bool, script: &[&str]| {
+        let mut container = probe(script);
+        container["volumeMounts"] = json!([{ "name": "data", "mountPath": "/data" }]);
+        let source = json!({ "claimName": claim, "readOnly": read_only });
+        pod(pod_name, [container])
+            .with("/spec/volumes", json!([{ "name": "data", "persistentVolumeClaim": source }]))
+    };
+    let inside = json!({ "hostPath": { "path": allowed.join("data") } });
+    let outside = json!({ "hostPath": { "path": "/etc" } });
+    node.apply(&[
+        volume("claims-inside", inside),
+        volume("claims-outside", outside),
+        claim("claims-inside"),
+        claim("claims-outside"),
+        user("writer", "claims-inside", false, &["write /data/said hello", "end-if-failed"]),
+        user("outside", "claims-outside", false, &["list /data"]),
+    ]);
+
+    let writer = node.wait("writer", "over", is_over);
+    assert_eq!(writer["status"]["phase"], "Succeeded", "{}", writer["status"]);
+    let reads = ["file-is /data/said hello", "cannot-write /data/said", "end-if-failed"];
+    node.apply(&[user("reader", "claims-inside", true, &reads)]);
+    let reader = node.wait("reader", "over", is_over);
+    assert_eq!(reader["status"]["phase"], "Succeeded", "{}", reader["status"]);
+    let kept = std::fs::read_to_string(allowed.join("data/said"));
+    assert_eq!(kept.expect("it was written"), "hello");
+    until("a warning", || {
+        let told = node.kubectl(&["get", "events", "--field-selector", "reason=FailedMount"]);
+        told.contains("--allow-host-path").then_some(())
+    });
+    node.kubectl(&["delete", "pods", "--all", "--wait=false"]);
+    node.cluster.ok(&["delete", "pv", "claims-inside", "claims-outside", "--wait=false"]);
+}
+
+#[test]
+fn a_pod_with_a_readiness_gate_is_ready_once_somebody_has_opened_it() {
+    let node = Joined::start("pods-gated", &["hello-http"]);
+    let gates = json!([{ "conditionType": "example.com/open" }]);
+    node.apply(&[pod("gated", [container("app", "hello-http")])
+        .with("/spec/readinessGates", gates)
+        .with("/spec/restartPolicy", "Always".into())]);
+
+    let waits = node.wait("gated", "running behind its gate", |pod| {
+        condition(pod, "Ready")["reason"] == "ReadinessGatesNotReady"
+    });
+    assert_eq!(condition(&waits, "ContainersReady")["status"], "True");
+    let open =
+        json!({ "status": { "conditions": [{ "type": "example.com/open", "status": "True" }] } });
+    node.kubectl(&["patch", "pod", "gated", "--subresource=status", "--patch", &open.to_string()]);
+
+    let ready = node.wait("gated", "ready", is_ready);
+    assert_eq!(condition(&ready, "example.com/open")["status"], "True");
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl<'a> Joined<'a> {
             object["metadata"]["namespace"] = json!(namespace);
             let spec = match object["kind"].as_str() {
                 Some("Pod") => Some(&mut object["spec"]),
-                Some("Deployment" | "Job" | "DaemonSet") => {
+                Some("Deployment" | "StatefulSet" | "Job" | "DaemonSet") => {
                     Some(&mut object["spec"]["template"]["spec"])
                 }
                 _ => None,

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::{USER_AGENT, tls};
+use super::{USER_AGENT, driven, tls};
 
 /// The longest answer that is read: a number in a frame takes ten bytes.
 const ANSWER: usize = 1 << 10;
@@ -67,15 +67,7 @@ async fn ask(
         let trailers = body.trailers().cloned().unwrap_or(head.headers);
         judge(&trailers, &body.to_bytes())
     };
-    // Both live in this task and end with it: a probe leaves nothing behind.
-    tokio::pin!(exchange, connection);
-    let mut connected = true;
-    loop {
-        tokio::select! {
-            done = &mut exchange => return done,
-            _ = &mut connection, if connected => connected = false,
-        }
-    }
+    driven(connection, exchange).await
 }
 
 /// A frame with `HealthCheckRequest { service: string = 1 }`.

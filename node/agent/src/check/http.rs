@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::{USER_AGENT, tls};
+use super::{USER_AGENT, driven, tls};
 
 /// As much of a body as the kubelet keeps for a message.
 const BODY: usize = 10 << 10;
@@ -114,15 +114,7 @@ async fn one(
             .unwrap_or_default();
         Ok::<_, String>((status, location, body))
     };
-    // Both live in this task and end with it: a probe leaves nothing behind.
-    tokio::pin!(exchange, connection);
-    let mut connected = true;
-    loop {
-        tokio::select! {
-            done = &mut exchange => return done,
-            _ = &mut connection, if connected => connected = false,
-        }
-    }
+    driven(connection, exchange).await
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What pods refer to: ConfigMaps and Secrets, asked of the API server one by one by name, as a node may read no list of them; tokens
-//! of their service accounts, bound to the pod; and the Services that their containers are told of.
+//! What pods refer to: ConfigMaps, Secrets and claims of volumes, asked of the API server one by one by name, as a node may read no list of
+//! them; tokens of their service accounts, bound to the pod; and the Services that their containers are told of.
 //!
 //! Each object is asked once for all pods that name it, and again every minute while one of them is here, as a kubelet's cache does; one that
 //! is missing sooner. What changed is handed to the agent, which writes the pods' files anew. An immutable object is asked once, and
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use copepod_agent::front::{Front, PodObjects, PodToken};
 use copepod_node::env::service_variables;
-use copepod_node::objects::{References, WantedToken, wanted_tokens};
+use copepod_node::objects::{ClaimedVolume, References, WantedToken, wanted_tokens};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use kube::api::{Api, PostParams};
 use kube::runtime::reflector::Store;
 
@@ -34,6 +36,8 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 enum Kind {
     ConfigMap,
     Secret,
+    /// A PersistentVolumeClaim, with the volume that it is bound to.
+    Claim,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,20 +51,31 @@ struct Key {
 enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
+    Claim(ClaimedVolume),
 }
 
 impl Object {
+    /// What changes with it.
     fn version(&self) -> Option<&str> {
         match self {
             Self::ConfigMap(it) => it.metadata.resource_version.as_deref(),
             Self::Secret(it) => it.metadata.resource_version.as_deref(),
+            Self::Claim(ClaimedVolume::Folder { path, .. }) => Some(path),
+            Self::Claim(ClaimedVolume::Not(why)) => Some(why),
         }
+    }
+
+    /// Whether it is there and yet of no use: it is asked for again as soon as one that is missing.
+    fn is_wanting(&self) -> bool {
+        matches!(self, Self::Claim(ClaimedVolume::Not(_)))
     }
 
     fn is_immutable(&self) -> bool {
         match self {
             Self::ConfigMap(it) => it.immutable == Some(true),
             Self::Secret(it) => it.immutable == Some(true),
+            // A claim that is bound is so for good, and so is where its volume lies.
+            Self::Claim(claim) => matches!(claim, ClaimedVolume::Folder { .. }),
         }
     }
 }
@@ -123,6 +138,7 @@ impl Objects {
             match self.get(&key, age).await? {
                 Some(Object::ConfigMap(it)) => objects.config_maps.push(it),
                 Some(Object::Secret(it)) => objects.secrets.push(it),
+                Some(Object::Claim(it)) => objects.claims.push((key.name, it)),
                 None => {}
             }
         }
@@ -264,6 +280,7 @@ impl Objects {
         };
         let due = match &before.object {
             Some(object) if object.is_immutable() => return Ok(false),
+            Some(object) if object.is_wanting() => MISSING,
             Some(_) => REFRESH,
             None => MISSING,
         };
@@ -299,6 +316,7 @@ impl Objects {
                 .get_opt(&key.name)
                 .await?
                 .map(|it| Object::Secret(Arc::new(it))),
+            Kind::Claim => self.claimed(&key.namespace, &key.name).await?.map(Object::Claim),
         };
         // The same as before is the one that is shared already.
         let same = known
@@ -308,6 +326,24 @@ impl Objects {
         let object = same.or(object);
         *known = Some(Known { object: object.clone(), asked });
         Ok(object)
+    }
+}
+
+impl Objects {
+    /// What a claim has come to; none: there is no such claim.
+    async fn claimed(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ClaimedVolume>, kube::Error> {
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+        let Some(claim) = claims.get_opt(name).await? else { return Ok(None) };
+        let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
+        let volume = match bound.filter(|bound| !bound.is_empty()) {
+            Some(bound) => Api::<PersistentVolume>::all(self.client.clone()).get_opt(bound).await?,
+            None => None,
+        };
+        Ok(Some(ClaimedVolume::of(&claim, volume.as_ref())))
     }
 }
 
@@ -328,7 +364,8 @@ fn keys(pod: &Pod) -> Vec<Key> {
     let key = |kind, name: &str| Key { kind, namespace: namespace.clone(), name: name.to_owned() };
     let config_maps = found.config_maps.into_iter().map(|name| key(Kind::ConfigMap, name));
     let secrets = found.secrets.into_iter().map(|name| key(Kind::Secret, name));
-    config_maps.chain(secrets).collect()
+    let claims = found.claims.into_iter().map(|name| key(Kind::Claim, name));
+    config_maps.chain(secrets).chain(claims).collect()
 }
 
 #[cfg(test)]
