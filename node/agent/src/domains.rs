@@ -51,6 +51,8 @@ pub(crate) struct Live {
     pub(crate) generation: Generation,
     /// Which life of the runner this is, as this agent counts them: news of an earlier one is stale.
     pub(crate) life: u64,
+    /// Held while an image's files are looked for in the tree, and mounted.
+    pub(crate) images: tokio::sync::Mutex<()>,
 }
 
 /// Why a tree is not up.
@@ -239,7 +241,8 @@ impl Domains {
         }
         let domain = heir.into_domain().await;
         let (runner, generation) = (old.runner.clone(), self.own.clone());
-        *slot = Some(Arc::new(Live { domain, runner, generation, life }));
+        let images = tokio::sync::Mutex::default();
+        *slot = Some(Arc::new(Live { domain, runner, generation, life, images }));
         alone.succeeded_by(connection);
         self.state().homes.set_current(&tree, true);
         Ok(())
@@ -416,7 +419,8 @@ impl Domains {
         generation: Generation,
     ) -> Result<Arc<Live>, DomainError> {
         let (connection, life) = self.connection(tree, &domain, &generation).await?;
-        Ok(Arc::new(Live { domain, runner: Runner::new(connection), generation, life }))
+        let (runner, images) = (Runner::new(connection), tokio::sync::Mutex::default());
+        Ok(Arc::new(Live { domain, runner, generation, life, images }))
     }
 
     async fn connection(

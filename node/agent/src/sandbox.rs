@@ -12,7 +12,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, lchown};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::PoisonError;
 
 use copepod_domain::{BindMount, Domain, HostError, Source, published};
@@ -334,10 +334,7 @@ pub(crate) fn refresh(
 /// Opens a host's folder by a path of which no step is a link.
 fn host_folder(path: &Path, create: bool, checked: bool) -> Result<std::os::fd::OwnedFd, String> {
     if create && !path.exists() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(path)
+        make_folders_to(path)
             .map_err(|error| format!("hostPath {} cannot be made: {error}", path.display()))?;
     }
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -705,6 +702,8 @@ async fn image_root(
     let live = performer.domains.live_of(&world.uid).await;
     let live = live.ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
     let target = format!("{}/{}", layout::IMAGES, ready.image.digest.hex());
+    // One at a time: a mount is taken off before another comes in its place.
+    let _alone = live.images.lock().await;
     // Collected and pulled again, it is another folder.
     let is_there = live.domain.shows(files, Path::new(target.trim_start_matches('/')));
     if !is_there.map_err(|error| SetUpFailed::config(format!("the image's files: {error}")))? {
@@ -727,6 +726,21 @@ fn write_part(
     let _alone = world.going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
     files::write_once(&files_folder(world, root)?.join(name), files, group)?;
     Ok(format!("{}/{}/{name}", layout::RO, world.uid))
+}
+
+/// Makes what is missing of a folder of the machine (0755), following no link on the way.
+fn make_folders_to(path: &Path) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut here = rustix::fs::openat(CWD, "/", flags, Mode::empty())?;
+    for step in path.components() {
+        let Component::Normal(step) = step else { continue };
+        match rustix::fs::mkdirat(&here, step, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        here = rustix::fs::openat(&here, step, flags, Mode::empty())?;
+    }
+    Ok(())
 }
 
 /// Makes the folders of a subPath in a volume that guests write to, without following a link.

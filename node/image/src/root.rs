@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
@@ -27,6 +27,13 @@ use crate::store::{Store, TempFolder};
 
 /// Deeper than any image's folders; each is a call to the kernel.
 const MAX_DEPTH: usize = 128;
+
+/// Folders that layers leave out and have files in: builders write them down, so it is seldom any.
+const MAX_MADE: u64 = 100_000;
+/// All paths of one layer together; a full distribution has some 4 MiB.
+const MAX_NAMES: usize = 64 << 20;
+/// What a file takes of the disk beside its bytes.
+const BLOCK: u64 = 4096;
 
 /// A program taken out of an image, and the image's other files.
 pub(crate) struct Unpacked {
@@ -54,11 +61,12 @@ pub(crate) fn compose(
         )));
     }
     let folder = store.temp_folder()?;
-    let mut root = Root { folder: open_folder(folder.path())?, placed: HashSet::new(), bytes: 0 };
+    let mut root = Root::new(open_folder(folder.path())?)?;
     let mut budget = Budget::new(rules);
     let mut others = 0_u64;
     for (number, layer) in layers.iter().enumerate() {
-        root.placed.clear();
+        root.placed = HashSet::new();
+        root.placed_bytes = 0;
         layers::read(store, layer, diff_ids.get(number), &mut budget, &mut |entry| {
             if entry.path != path && entry.kind != EntryType::Directory {
                 others += 1;
@@ -81,25 +89,35 @@ pub(crate) fn compose(
 
 struct Root {
     folder: OwnedFd,
-    /// What the layer that is being read has put here: whiteouts hide what is below the layer, not what it holds itself.
+    /// Where the folder lies on the machine.
+    lies: String,
+    /// What the layer that is being read has put here, without links on the way: whiteouts hide what is below the layer, not what it
+    /// holds itself.
     placed: HashSet<String>,
+    placed_bytes: usize,
+    /// Folders that had to be made for what is in them.
+    made: u64,
     bytes: u64,
 }
 
 impl Root {
+    fn new(folder: OwnedFd) -> io::Result<Self> {
+        let lies = path_of(&folder)?;
+        let placed = HashSet::new();
+        Ok(Self { folder, lies, placed, placed_bytes: 0, made: 0, bytes: 0 })
+    }
+
     fn take(&mut self, mut entry: Entry<'_>) -> Result<(), Failure> {
         let path = std::mem::take(&mut entry.path);
         if path.split('/').count() > MAX_DEPTH {
-            return Err(Failure::Unusable(format!(
-                "one of its layers holds folders more than {MAX_DEPTH} deep"
-            )));
+            return Err(too_deep());
         }
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
         if let Some(hidden) = name.strip_prefix(".wh.") {
             return match hidden {
                 ".wh..opq" => self.hide_contents(folder),
-                // Others of aufs's own say nothing of files.
-                _ if hidden.starts_with(".wh.") => Ok(()),
+                // Others of aufs's own say nothing of files, and these are no names.
+                _ if hidden.starts_with(".wh.") || matches!(hidden, "" | "." | "..") => Ok(()),
                 _ => self.hide(folder, hidden),
             }
             .map_err(|error| unusable(&path, error));
@@ -107,13 +125,31 @@ impl Root {
         self.place(folder, name, &mut entry).map_err(|why| match why {
             Why::Failure(failure) => failure,
             Why::Os(error) => unusable(&path, error),
-        })?;
-        self.placed.insert(path);
-        Ok(())
+        })
+    }
+
+    /// The path of a folder of the image from its root, without links on the way.
+    fn real(&self, folder: &OwnedFd) -> Result<String, Why> {
+        let whole = path_of(folder)?;
+        let path = whole.strip_prefix(&self.lies).unwrap_or_default().trim_matches('/').to_owned();
+        if path.split('/').count() >= MAX_DEPTH {
+            return Err(too_deep().into());
+        }
+        Ok(path)
     }
 
     fn place(&mut self, folder: &str, name: &str, entry: &mut Entry<'_>) -> Result<(), Why> {
         let parent = self.folder_of(folder)?;
+        let folder = &*self.real(&parent)?;
+        let path = joined(folder, name);
+        self.placed_bytes += path.len();
+        if self.placed_bytes > MAX_NAMES {
+            return Err(
+                Failure::Unusable("the names in one of its layers are too long".into()).into()
+            );
+        }
+        self.placed.insert(path);
+        self.bytes += BLOCK;
         let is_folder = entry.kind == EntryType::Directory;
         match file_type(&parent, name)? {
             Some(FileType::Directory) if is_folder => return Ok(()),
@@ -121,14 +157,15 @@ impl Root {
             None => {}
         }
         match entry.kind {
-            EntryType::Directory => {
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-            }
+            EntryType::Directory => make_folder(&parent, name)?,
             EntryType::Regular | EntryType::Continuous => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let mode: RawMode = if entry.is_executable { 0o755 } else { 0o644 };
                 let flags = flags | OFlags::CLOEXEC;
-                let made = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(mode))?;
+                let mode = Mode::from_raw_mode(mode);
+                let made = rustix::fs::openat(&parent, name, flags, mode)?;
+                // Whatever this process takes away from modes.
+                rustix::fs::fchmod(&made, mode)?;
                 let mut file = File::from(made);
                 self.bytes += copy(entry, &mut file)?;
                 let changed =
@@ -148,7 +185,8 @@ impl Root {
                 let target = normal(&entry.link).unwrap_or_default();
                 let (folder, last) = target.rsplit_once('/').unwrap_or(("", &target));
                 let holder = self.folder_of(folder)?;
-                if file_type(&holder, last)? != Some(FileType::RegularFile) {
+                let kind = file_type(&holder, last)?;
+                if !matches!(kind, Some(FileType::RegularFile | FileType::Symlink)) {
                     return Err(Why::Failure(Failure::Unusable(format!(
                         "one of its layers has a link to /{target}, which is no file of the image"
                     ))));
@@ -162,29 +200,47 @@ impl Root {
     }
 
     /// The folder at this path, made where it is not there.
-    fn folder_of(&self, path: &str) -> Result<OwnedFd, Errno> {
+    fn folder_of(&mut self, path: &str) -> Result<OwnedFd, Why> {
         match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Err(Errno::NOENT) => {}
-            opened => return opened,
+            opened => return Ok(opened?),
         }
         let mut so_far = String::new();
         for part in path.split('/') {
             let parent = self.open(&so_far, OFlags::RDONLY | OFlags::DIRECTORY)?;
             if file_type(&parent, part)?.is_none() {
-                rustix::fs::mkdirat(&parent, part, Mode::from_raw_mode(0o755))?;
+                self.real(&parent)?;
+                self.made += 1;
+                self.bytes += BLOCK;
+                if self.made > MAX_MADE {
+                    let why = format!("its layers leave out more than {MAX_MADE} folders");
+                    return Err(Failure::Unusable(why).into());
+                }
+                make_folder(&parent, part)?;
             }
             if !so_far.is_empty() {
                 so_far.push('/');
             }
             so_far.push_str(part);
         }
-        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)
+        Ok(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?)
     }
 
     fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { "." } else { path };
+        let flags = flags | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.folder, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        let mut last = Errno::AGAIN;
+        // A rename anywhere on the machine may make the kernel unsure of a `..`.
+        for _ in 0..16 {
+            match rustix::fs::openat2(&self.folder, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN) => {}
+                Err(error) => return Err(error),
+                opened => return opened,
+            }
+            last = Errno::AGAIN;
+        }
+        Err(last)
     }
 
     fn hide(&self, folder: &str, name: &str) -> Result<(), Errno> {
@@ -192,7 +248,8 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             parent => parent?,
         };
-        let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+        let real = self.real(&parent).map_err(|_| Errno::NAMETOOLONG)?;
+        let path = joined(&real, name);
         match file_type(&parent, name)? {
             None => Ok(()),
             Some(FileType::Directory) => {
@@ -282,6 +339,27 @@ fn unusable(path: &str, error: Errno) -> Failure {
         }
         error => io::Error::from(error).into(),
     }
+}
+
+fn too_deep() -> Failure {
+    Failure::Unusable(format!("one of its layers holds folders more than {MAX_DEPTH} deep"))
+}
+
+fn joined(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
+/// Where a folder lies on the machine now.
+fn path_of(folder: &OwnedFd) -> io::Result<String> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+fn make_folder(parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(0o755);
+    rustix::fs::mkdirat(parent, name, mode)?;
+    // Whatever this process takes away from modes.
+    rustix::fs::chmodat(parent, name, mode, AtFlags::empty())
 }
 
 fn open_folder(path: &Path) -> io::Result<OwnedFd> {

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -153,6 +153,8 @@ impl TempFolder {
             // A sweep may take it before the lock does, or be at it while the lock waits; then there is another.
             let Ok(opened) = File::open(&path) else { continue };
             opened.lock()?;
+            // Whatever this process takes away from modes: every runner is to read it.
+            opened.set_permissions(fs::Permissions::from_mode(0o755))?;
             if opened.metadata()?.nlink() > 0 {
                 return Ok(Self { _opened: opened, path, kept: false });
             }
@@ -163,11 +165,17 @@ impl TempFolder {
         &self.path
     }
 
-    /// Makes the folder visible as `target`, in the place of one that is there: whole after a power cut, or not there.
+    /// Makes the folder visible as `target`, unless one is there already: whole after a power cut, or not there. One that is there is whole,
+    /// holds the same, and may be a running pod's.
     fn commit(mut self, target: &Path) -> io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+
         rustix::fs::syncfs(&self._opened)?;
-        remove_folder(target)?;
-        fs::rename(&self.path, target)?;
+        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => return Ok(()),
+            renamed => renamed?,
+        }
         self.kept = true;
         sync_folder(target)
     }
@@ -179,13 +187,6 @@ impl Drop for TempFolder {
             // Where it cannot be removed now, the next opening of the store does it.
             let _ = fs::remove_dir_all(&self.path);
         }
-    }
-}
-
-fn remove_folder(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -457,10 +458,13 @@ impl Store {
             let known = digest.is_some_and(|digest| in_use.contains(&digest));
             if !known && entry.metadata()?.modified().is_ok_and(old_enough) {
                 // Out of sight first: half of an image's files are never found under its name.
-                let gone =
-                    self.root.join("tmp").join(format!("gone-{}", entry.file_name().display()));
+                let number = self.counter.fetch_add(1, Ordering::Relaxed);
+                let name = format!("{}-{number}-gone", std::process::id());
+                let gone = self.root.join("tmp").join(name);
                 fs::rename(entry.path(), &gone)?;
-                remove_folder(&gone)?;
+                if let Err(error) = fs::remove_dir_all(&gone) {
+                    tracing::warn!(%error, "the files of an image are not all removed yet");
+                }
             }
         }
         for entry in fs::read_dir(self.root.join("blobs/sha256"))? {

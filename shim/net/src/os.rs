@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
@@ -108,6 +109,15 @@ pub(crate) fn ignore_newcomers(listener: impl AsFd) -> io::Result<()> {
         )
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What the kernel has to tell of a socket now, without taking an error of it away; `WouldBlock` where it is nothing.
+pub(crate) fn poll_now(socket: impl AsFd, asked: PollFlags) -> io::Result<PollFlags> {
+    let mut sockets = [PollFd::new(&socket, asked)];
+    match rustix::event::poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+        0 => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(sockets[0].revents()),
+    }
 }
 
 /// Ends a listener while others still own it: what waits in its queue is reset and nothing more comes in.

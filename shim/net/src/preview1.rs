@@ -73,8 +73,8 @@ impl Preview1 {
 
     /// Puts the sockets of declared ports under the next numbers.
     pub fn take_ports(&mut self, ports: Ports) {
+        self.descriptors.make_room(ports.sockets.len());
         for socket in ports.sockets {
-            // An instance has room for them before it has opened anything.
             let _ = self.descriptors.push(Descriptor::Socket(socket));
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::Interest;
@@ -20,6 +20,7 @@ use wasmtime_wasi_io::poll::Pollable;
 use wasmtime_wasi_io::streams::{InputStream, OutputStream, StreamError, StreamResult};
 
 use crate::calls::Call;
+use crate::os;
 use crate::podnet::Permit;
 
 /// The most that one read brings, and one write takes: a guest's wish does not become an allocation of the host.
@@ -146,14 +147,16 @@ impl Connection {
             }
             // What the runtime remembers may be out of date: the kernel is asked, and where it has nothing, forgotten.
             ready!(self.stream.poll_read_ready(cx)).ok();
-            match self.peek(&mut [0]) {
-                Ok(0) => return Poll::Ready(0),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            let asked = PollFlags::IN | PollFlags::RDHUP;
+            match self.stream.try_io(Interest::READABLE, || os::poll_now(&self.stream, asked)) {
                 // An error is for the read that comes.
-                Ok(_) | Err(_) => {
-                    let bytes = rustix::io::ioctl_fionread(&self.stream).unwrap_or(1);
-                    return Poll::Ready(usize::try_from(bytes.max(1)).unwrap_or(usize::MAX));
+                Ok(told) if told.contains(PollFlags::ERR) => return Poll::Ready(1),
+                Ok(_) => {
+                    let bytes = rustix::io::ioctl_fionread(&self.stream).unwrap_or(0);
+                    return Poll::Ready(usize::try_from(bytes).unwrap_or(usize::MAX));
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(1),
             }
         }
     }
@@ -180,14 +183,10 @@ impl Connection {
                 return Poll::Ready(());
             }
             ready!(self.stream.poll_write_ready(cx)).ok();
-            let taken = self.stream.try_io(Interest::WRITABLE, || {
-                let mut asked = [PollFd::new(&self.stream, PollFlags::OUT)];
-                match rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
-                    0 => Err(io::ErrorKind::WouldBlock.into()),
-                    _ => Ok(()),
-                }
-            });
-            if taken.is_ok() {
+            let taken = self
+                .stream
+                .try_io(Interest::WRITABLE, || os::poll_now(&self.stream, PollFlags::OUT));
+            if !taken.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
                 return Poll::Ready(());
             }
         }

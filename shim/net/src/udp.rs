@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::event::PollFlags;
+use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::UdpSocket as OsSocket;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
@@ -419,12 +420,8 @@ impl Incoming {
 fn poll_received(socket: &OsSocket, cx: &mut Context<'_>) -> Poll<()> {
     loop {
         ready!(socket.poll_recv_ready(cx)).ok();
-        let peeked = socket.try_io(Interest::READABLE, || {
-            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            rustix::net::recv(socket, &mut [0; 1], flags)?;
-            Ok(())
-        });
-        if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+        let told = socket.try_io(Interest::READABLE, || os::poll_now(socket, PollFlags::IN));
+        if !told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
             return Poll::Ready(());
         }
     }

@@ -2,12 +2,16 @@
 //!
 //! Its two messages are written by hand: a string, and a number. Absent: any other call.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use super::{USER_AGENT, driven, tls};
 
@@ -47,7 +51,9 @@ async fn ask(
 ) -> Result<(), String> {
     let failed = |error: hyper::Error| format!("error: health rpc failed: {error}");
     let io = TokioIo::new(stream);
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+    // Dropped last of all, with whatever the connection has begun.
+    let tasks = Tasks::default();
+    let handshake = hyper::client::conn::http2::handshake(tasks.0.clone(), io);
     let (mut sender, connection) = handshake.await.map_err(failed)?;
     let request = Request::post(format!("{server}/grpc.health.v1.Health/Check"))
         .header(header::CONTENT_TYPE, "application/grpc")
@@ -68,6 +74,27 @@ async fn ask(
         judge(&trailers, &body.to_bytes())
     };
     driven(connection, exchange).await
+}
+
+/// What a connection of HTTP/2 has run beside it: all of it ends with the probe, also where its peer reads nothing.
+#[derive(Default)]
+struct Tasks(Spawns);
+
+#[derive(Clone, Default)]
+struct Spawns(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Spawns {
+    fn execute(&self, task: F) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.spawn(async move { drop(task.await) });
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // They hold it too, so that it does not end by itself.
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
 }
 
 /// A frame with `HealthCheckRequest { service: string = 1 }`.
@@ -162,6 +189,7 @@ mod tests {
     use http_body_util::StreamBody;
     use hyper::body::{Frame, Incoming};
     use hyper::service::service_fn;
+    use hyper_util::rt::TokioExecutor;
 
     use super::*;
 

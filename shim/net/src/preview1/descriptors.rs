@@ -36,6 +36,11 @@ impl<D> Descriptors<D> {
         Ok(number)
     }
 
+    /// Lets so many more be open: those that the guest has not opened itself.
+    pub(crate) fn make_room(&mut self, more: usize) {
+        self.most = self.most.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+    }
+
     /// Whether [`Descriptors::push`] would be refused.
     pub(crate) fn is_full(&self) -> bool {
         self.free.is_empty() && self.slots.len() >= self.most as usize

@@ -15,7 +15,7 @@ use wasmtime_wasi::p2::bindings::sockets::tcp::ShutdownType;
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::socket::Socket;
-use super::{Descriptor, Preview1};
+use super::{Descriptor, Preview1, STDERR, STDIN, STDOUT};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -51,6 +51,8 @@ impl Preview1 {
 
     async fn close(&mut self, memory: &mut GuestMemory<'_>, descriptor: Descriptor) -> Result<()> {
         match descriptor {
+            // Upstream gives a number that is free to what is opened next, and these are known by their numbers.
+            Descriptor::Wasi(STDIN | STDOUT | STDERR) => Ok(()),
             Descriptor::Wasi(inner) => self.wasi.fd_close(memory, inner.into()).await,
             Descriptor::Socket(_) => Ok(()),
         }

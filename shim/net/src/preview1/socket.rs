@@ -122,12 +122,12 @@ impl Socket {
         }
     }
 
-    pub(crate) fn shutdown(&self, how: ShutdownType) -> Result<(), Error> {
-        match &self.kind {
-            Kind::Tcp(tcp) => match tcp.socket.connection() {
-                Some(_) => tcp.socket.shutdown(how).map_err(told),
-                None => Err(Errno::Notconn.into()),
-            },
+    pub(crate) fn shutdown(&mut self, how: ShutdownType) -> Result<(), Error> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => {
+                tcp.is_connected()?;
+                tcp.socket.shutdown(how).map_err(told)
+            }
             Kind::Udp(_) => Err(Errno::Notsup.into()),
         }
     }
@@ -220,6 +220,11 @@ impl Tcp {
         self.failure.take()
     }
 
+    /// Whether it is connected by now; why not, else.
+    pub(crate) fn is_connected(&mut self) -> Result<(), Errno> {
+        self.connection().map(drop)
+    }
+
     fn connection(&mut self) -> Result<&Connection, Errno> {
         if let Some(failure) = self.take_failure() {
             return Err(failure);
@@ -265,8 +270,14 @@ impl Udp {
     pub(crate) fn connect(&mut self, peer: SocketAddr) -> Result<(), Error> {
         // The old ones have to be gone before there are others.
         self.streams = None;
-        self.streams = Some(self.socket.streams(Some(peer)).map_err(told)?);
-        Ok(())
+        let connected = self.socket.streams(Some(peer));
+        let (streams, outcome) = match connected {
+            Ok(streams) => (Some(streams), Ok(())),
+            // It goes on as it was, connected to nobody.
+            Err(error) => (self.socket.streams(None).ok(), Err(told(error))),
+        };
+        self.streams = streams;
+        outcome
     }
 }
 

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use wasmtime_wasi::p1::types::{CiovecArray, Errno, Error, Fd, Fdflags, IovecArray, Riflags, Size};
 use wiggle::{GuestMemory, GuestPtr};
@@ -14,6 +15,12 @@ use super::{Descriptor, Preview1};
 
 /// The most pieces that one send takes of a guest's list: the rest is for its next one, as after any short write.
 const MOST_SLICES: usize = 16;
+
+/// The most buffers of one call: Linux's own limit (IOV_MAX).
+const MOST_PIECES: u32 = 1024;
+
+/// Between two attempts to send a datagram that the kernel had no room for.
+const FULL: Duration = Duration::from_millis(1);
 
 /// The length field of UDP has 16 bits.
 const MOST_DATAGRAM: usize = 65_535;
@@ -68,8 +75,9 @@ impl Preview1 {
         buffers: IovecArray,
         flags: Riflags,
     ) -> Result<(Size, SocketAddr, bool), Error> {
-        match &self.socket(fd)?.kind {
+        match &mut self.socket(fd)?.kind {
             Kind::Tcp(tcp) => {
+                tcp.is_connected()?;
                 let sender = tcp.socket.remote_address().map_err(|_| Errno::Notconn)?;
                 Ok((self.receive_bytes(memory, fd, buffers, flags).await?, sender, false))
             }
@@ -134,11 +142,14 @@ impl Preview1 {
     ) -> Result<Size, Error> {
         let socket = self.socket(fd)?;
         let mut slices = [IoSlice::new(&[]); MOST_SLICES];
-        let count = slices.len().min(pieces.len() as usize);
-        for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
+        let mut count = 0;
+        for piece in pieces_of(pieces)?.iter() {
             let piece = memory.read(piece?)?;
-            let bytes = memory.as_slice(piece.buf.as_array(piece.buf_len))?;
-            *slice = IoSlice::new(bytes.ok_or(Errno::Notsup)?);
+            if piece.buf_len > 0 && count < MOST_SLICES {
+                let bytes = memory.as_slice(piece.buf.as_array(piece.buf_len))?;
+                slices[count] = IoSlice::new(bytes.ok_or(Errno::Notsup)?);
+                count += 1;
+            }
         }
         loop {
             match socket.connection().and_then(|connection| {
@@ -195,7 +206,7 @@ impl Preview1 {
         let nonblocking = socket.nonblocking;
         let Kind::Udp(udp) = &mut socket.kind else { return Err(Errno::Notsup.into()) };
         let mut datagram = Vec::new();
-        for piece in pieces.iter() {
+        for piece in pieces_of(pieces)?.iter() {
             let piece = memory.read(piece?)?;
             let bytes = memory.as_cow(piece.buf.as_array(piece.buf_len))?;
             if datagram.len() + bytes.len() > MOST_DATAGRAM {
@@ -216,8 +227,15 @@ impl Preview1 {
                 return Err(Errno::Again.into());
             }
             poll_fn(|cx| outgoing.poll_ready(cx)).await;
+            // What is full may be a way to one peer, of which the socket itself knows nothing.
+            tokio::time::sleep(FULL).await;
         }
     }
+}
+
+/// A list of a guest's buffers, of as many as Linux takes.
+fn pieces_of<T>(list: GuestPtr<[T]>) -> Result<GuestPtr<[T]>, Errno> {
+    if list.len() > MOST_PIECES { Err(Errno::Inval) } else { Ok(list) }
 }
 
 /// The first buffer with room, or an empty one.
@@ -225,7 +243,7 @@ pub(super) fn first_buffer(
     memory: &GuestMemory<'_>,
     buffers: IovecArray,
 ) -> Result<GuestPtr<[u8]>, Error> {
-    for buffer in buffers.iter() {
+    for buffer in pieces_of(buffers)?.iter() {
         let buffer = memory.read(buffer?)?;
         if buffer.buf_len > 0 {
             return Ok(buffer.buf.as_array(buffer.buf_len));

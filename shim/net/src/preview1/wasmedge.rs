@@ -222,8 +222,14 @@ impl Preview1 {
                 udp.streams().await?;
                 udp.connect(to)
             }
-            Kind::Tcp(tcp) if tcp.socket.connection().is_some() => Err(Errno::Isconn.into()),
             Kind::Tcp(tcp) => {
+                // Asked again, it tells what has come of the first time.
+                match tcp.is_connected() {
+                    Ok(()) => return Err(Errno::Isconn.into()),
+                    Err(Errno::Notconn) => {}
+                    Err(Errno::Again) => return Err(Errno::Already.into()),
+                    Err(failure) => return Err(failure.into()),
+                }
                 tcp.connect(to)?;
                 if nonblocking {
                     let now = tcp.poll_connected(&mut Context::from_waker(Waker::noop()));
