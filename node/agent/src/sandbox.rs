@@ -8,6 +8,7 @@
 //! Absent: which files and mounts (`copepod_node::volumes`), which arguments (`copepod_node::env`), how files are written (`files`).
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -730,34 +731,38 @@ fn write_part(
 
 /// Makes what is missing of a folder of the machine (0755), following no link on the way.
 fn make_folders_to(path: &Path) -> io::Result<()> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut here = rustix::fs::openat(CWD, "/", flags, Mode::empty())?;
-    for step in path.components() {
-        let Component::Normal(step) = step else { continue };
-        match rustix::fs::mkdirat(&here, step, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        here = rustix::fs::openat(&here, step, flags, Mode::empty())?;
-    }
-    Ok(())
+    let steps = path.components().filter_map(|step| match step {
+        Component::Normal(step) => Some(step),
+        _ => None,
+    });
+    make_way(Path::new("/"), steps, 0o755, None)
 }
 
 /// Makes the folders of a subPath in a volume that guests write to, without following a link.
 fn make_sub_path(volume: &Path, sub: &str, uid: u32) -> io::Result<()> {
+    let steps = sub.split('/').filter(|step| !step.is_empty()).map(OsStr::new);
+    make_way(volume, steps, 0o777, Some(uid))
+}
+
+/// Makes what is missing of a way down from `top`, following no link beneath it. What is made gets `mode`, and belongs to `owner`.
+fn make_way<'a>(
+    top: &Path,
+    steps: impl Iterator<Item = &'a OsStr>,
+    mode: u32,
+    owner: Option<u32>,
+) -> io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut here = rustix::fs::openat(CWD, volume, flags, Mode::empty())?;
-    for step in sub.split('/').filter(|step| !step.is_empty()) {
-        let owner = Some(rustix::fs::Uid::from_raw(uid));
-        let group = Some(rustix::fs::Gid::from_raw(uid));
-        match rustix::fs::mkdirat(&here, step, Mode::from_raw_mode(0o777)) {
-            Ok(()) => rustix::fs::chownat(
-                &here,
-                step,
-                owner,
-                group,
-                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-            )?,
+    let mut here = rustix::fs::openat(CWD, top, flags, Mode::empty())?;
+    for step in steps {
+        match rustix::fs::mkdirat(&here, step, Mode::from_raw_mode(mode)) {
+            Ok(()) => {
+                if let Some(id) = owner {
+                    let (user, group) =
+                        (rustix::fs::Uid::from_raw(id), rustix::fs::Gid::from_raw(id));
+                    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                    rustix::fs::chownat(&here, step, Some(user), Some(group), flags)?;
+                }
+            }
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }

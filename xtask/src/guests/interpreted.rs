@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use super::unless_made;
 use crate::cache::Cache;
 use crate::command::{run, step};
+use crate::pypi;
 
 /// What makes a component of JavaScript.
 const COMPONENTIZE_JS: &str = "@bytecodealliance/componentize-js@0.23.0";
@@ -25,6 +26,7 @@ const JS_VERSION: &str = "0.2.10";
 
 /// What makes a component of Python.
 const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
+const PYTHON_TOOL: &str = "bin/componentize-py";
 
 const JS: &str = "js-http";
 const PYTHON: &str = "python-http";
@@ -44,13 +46,13 @@ pub(super) fn build(cache: &Cache, folder: &Path) -> Result<()> {
     })?;
     unless_made(folder, PYTHON, &format!("{COMPONENTIZE_PY} {JCO}"), |source, to| {
         let work = worlds(&node_tools(cache)?, source, TEXTS_VERSION)?;
-        let python = python_tools(cache)?;
-        run(Command::new(python.join("bin/componentize-py"))
+        // The interpreter writes beside the source that it reads.
+        fs::copy(source.join("app.py"), work.path().join("app.py"))?;
+        let python = pypi::installed(cache, COMPONENTIZE_PY, PYTHON_TOOL)?;
+        run(Command::new(python.join(PYTHON_TOOL))
             .env("PYTHONPATH", &python)
-            .current_dir(source)
-            .arg("-d")
-            .arg(work.path().join("wit"))
-            .args(["-w", "server", "componentize", "app", "-o"])
+            .current_dir(work.path())
+            .args(["-d", "wit", "-w", "server", "componentize", "app", "-o"])
             .arg(to))
     })
 }
@@ -67,18 +69,6 @@ fn node_tools(cache: &Cache) -> Result<PathBuf> {
             npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&folder);
             run(npm.args([COMPONENTIZE_JS, JCO]))?;
             Ok(fs::write(&done, &wanted)?)
-        })?;
-    }
-    Ok(folder)
-}
-
-fn python_tools(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.peers().join(COMPONENTIZE_PY);
-    if !folder.join("bin/componentize-py").exists() {
-        step("the tool for Python from PyPI", || {
-            let mut pip = Command::new("python3");
-            pip.args(["-m", "pip", "install", "--quiet", "--target"]).arg(&folder);
-            run(pip.arg(COMPONENTIZE_PY)).context("bring pip with: apt-get install python3-pip")
         })?;
     }
     Ok(folder)
