@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Run another program in a container's sandbox
     Exec(Exec),
+    /// See what a running container writes, and write to its stdin
+    Attach(Attach),
     /// Stop pods gracefully and forget them
     Stop(Stop),
     /// What each container uses now
@@ -383,9 +385,34 @@ pub(crate) struct Exec {
     /// Pass stdin on
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
+    /// Tell the program that it is at a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  copepod attach web            what it writes from now on
+  copepod attach -i web         and what is typed, to its stdin (`stdin: true` in its spec)
+
+The exit code is the container's, where it ends meanwhile.";
+
+/// `copepod attach`.
+#[derive(Debug, Args)]
+#[command(after_help = ATTACH_EXAMPLES)]
+pub(crate) struct Attach {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: OnePod,
+    /// The container [default: the first]
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Pass stdin on
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
 }
 
 const STOP_EXAMPLES: &str = "\

@@ -2,25 +2,24 @@
 //!
 //! Each asks the agent and prints the answer. Absent: what the answers look like ([`crate::show`], [`crate::log_lines`]).
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use copepod_agent::api::{
-    Call, ContainerUse, ExecIn, LogPosition, LogsOf, PodName, PodView, Reply, StopPods,
+    AttachTo, Call, ContainerUse, ExecIn, LogPosition, LogsOf, PodName, PodView, Reply, StopPods,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::args::{Describe, Exec, Logs, OnePod, PodArg, Ps, PsOutput, Stats, Stop};
+use crate::args::{Attach, Describe, Exec, Logs, OnePod, PodArg, Ps, PsOutput, Stats, Stop};
 use crate::client::{Client, ClientError, after_break, odd};
 use crate::exit::{NEVER, passed_on};
 use crate::log_lines::Printer;
 use crate::out::{Out, harmless};
 use crate::show;
+use crate::streams::Streams;
 
 /// Between the two looks of `stats`: long enough for a millicore to show, short enough to wait for.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
@@ -254,15 +253,22 @@ fn go_on_after(call: &mut LogsOf, position: LogPosition) {
 
 /// `copepod exec`.
 pub(crate) async fn exec(out: Out, client: &mut Client, args: Exec) -> Result<u8, Failed> {
-    let streams = streams(args.stdin)?;
-    let pod = one(&args.pod);
-    let call = Call::Exec(ExecIn { pod, container: args.container, args: args.command });
+    let streams = Streams::new(args.stdin)?;
+    let (pod, container) = (one(&args.pod), args.container);
+    let call = Call::Exec(ExecIn { pod, container, args: args.command, tty: args.tty });
     let mut connection = client.connect_if_needed().await?;
-    connection.call(&call, &streams).await?;
+    connection.call(&call, &streams.descriptors).await?;
     // The guest has its own; ours would keep its stdout open behind it.
-    drop(streams);
+    let shown = streams.given();
     // Never asked twice: the program may have done its work before the agent went away.
-    match connection.next().await? {
+    let reply = connection.next().await;
+    shown();
+    ended(out, reply?)
+}
+
+/// The exit code of what has run.
+fn ended(out: Out, reply: Reply) -> Result<u8, Failed> {
+    match reply {
         Reply::Exited { code, message } => {
             if let Some(message) = message.filter(|message| !message.is_empty()) {
                 out.error(&harmless(&message));
@@ -273,13 +279,19 @@ pub(crate) async fn exec(out: Out, client: &mut Client, args: Exec) -> Result<u8
     }
 }
 
-fn streams(stdin: bool) -> io::Result<[OwnedFd; 3]> {
-    let input = match stdin {
-        true => io::stdin().as_fd().try_clone_to_owned()?,
-        false => File::open("/dev/null")?.into(),
-    };
-    let output = io::stdout().as_fd().try_clone_to_owned()?;
-    Ok([input, output, io::stderr().as_fd().try_clone_to_owned()?])
+/// `copepod attach`.
+pub(crate) async fn attach(out: Out, client: &mut Client, args: Attach) -> Result<u8, Failed> {
+    let streams = Streams::new(args.stdin)?;
+    let call = Call::Attach(AttachTo { pod: one(&args.pod), container: args.container });
+    let mut connection = client.connect_if_needed().await?;
+    connection.call(&call, &streams.descriptors).await?;
+    let shown = streams.given();
+    let reply = connection.next().await;
+    shown();
+    match reply? {
+        Reply::Done => Ok(0),
+        other => ended(out, other),
+    }
 }
 
 /// `copepod stop`.

@@ -29,6 +29,7 @@ mod references;
 mod run;
 mod serve;
 mod show;
+mod streams;
 mod wasm_pod;
 
 use std::io;
@@ -102,6 +103,7 @@ async fn command(out: Out, data: PathBuf, cli: Cli) -> u8 {
         Command::Describe(args) => commands::describe(out, &mut client, &args).await,
         Command::Logs(args) => commands::logs(out, client, args).await,
         Command::Exec(args) => commands::exec(out, &mut client, args).await,
+        Command::Attach(args) => commands::attach(out, &mut client, args).await,
         Command::Stop(args) => commands::stop(out, &mut client, &args).await,
         Command::Stats(args) => commands::stats(out, &mut client, &args).await,
         Command::Check(args) => check::check(out, &data, &args).map_err(Failed::from),

@@ -59,7 +59,9 @@ pub(crate) fn settings(
     let program = std::env::current_exe()
         .map_err(|error| format!("this program's own file cannot be found: {error}"))?;
     let runner = runner(&program, variable("COPEPOD_RUNNER"))?;
+    let toolbox = toolbox(&program, variable("COPEPOD_TOOLBOX"));
     let mut config = AgentConfig::new(data, runner, program);
+    config.toolbox = toolbox;
     let number = |name: &str| -> Result<Option<u64>, String> {
         let Some(text) = variable(name).filter(|text| !text.is_empty()) else { return Ok(None) };
         let value = text.parse().map_err(|_| format!("{name}={text}: this is no whole number"))?;
@@ -117,6 +119,13 @@ pub(crate) fn runner(program: &Path, elsewhere: Option<String>) -> Result<PathBu
             beside.display()
         )),
     }
+}
+
+/// The toolbox: where `COPEPOD_TOOLBOX` says, else beside this program, where it is there.
+fn toolbox(program: &Path, elsewhere: Option<String>) -> Option<PathBuf> {
+    let beside = program.with_file_name("copepod-toolbox.wasm");
+    let named = elsewhere.filter(|text| !text.is_empty()).map(PathBuf::from);
+    named.or_else(|| beside.is_file().then_some(beside))
 }
 
 #[cfg(test)]

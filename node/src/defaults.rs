@@ -3,8 +3,8 @@
 //! Absent: what admission plugins add (service account tokens, tolerations, limit ranges).
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, HTTPGetAction, LifecycleHandler, Pod, Probe, ResourceRequirements,
-    Volume,
+    Container, ContainerPort, EnvVar, EphemeralContainer, HTTPGetAction, LifecycleHandler, Pod,
+    Probe, ResourceRequirements, Volume,
 };
 
 /// Fills in what the pod leaves out.
@@ -19,6 +19,7 @@ pub fn apply(pod: &mut Pod) {
     spec.security_context.get_or_insert_default();
     spec.init_containers.iter_mut().flatten().for_each(container);
     spec.containers.iter_mut().for_each(container);
+    spec.ephemeral_containers.iter_mut().flatten().for_each(ephemeral);
     spec.volumes.iter_mut().flatten().for_each(volume);
 }
 
@@ -30,8 +31,7 @@ fn default(field: &mut Option<String>, value: &str) {
 
 fn container(container: &mut Container) {
     let image = container.image.as_deref().unwrap_or_default();
-    let policy = if is_latest(image) { "Always" } else { "IfNotPresent" };
-    default(&mut container.image_pull_policy, policy);
+    default(&mut container.image_pull_policy, pull_policy(image));
     default(&mut container.termination_message_path, "/dev/termination-log");
     default(&mut container.termination_message_policy, "File");
     container.ports.iter_mut().flatten().for_each(port);
@@ -46,14 +46,29 @@ fn container(container: &mut Container) {
         lifecycle.post_start.iter_mut().for_each(hook);
         lifecycle.pre_stop.iter_mut().for_each(hook);
     }
-    for source in container.env.iter_mut().flatten().filter_map(|var| var.value_from.as_mut()) {
-        if let Some(field) = &mut source.field_ref {
-            default(&mut field.api_version, "v1");
-        }
-    }
+    container.env.iter_mut().flatten().for_each(variable);
     if let Some(resources) = &mut container.resources {
         request_what_is_the_limit(resources);
     }
+}
+
+fn ephemeral(container: &mut EphemeralContainer) {
+    let image = container.image.as_deref().unwrap_or_default();
+    default(&mut container.image_pull_policy, pull_policy(image));
+    default(&mut container.termination_message_path, "/dev/termination-log");
+    default(&mut container.termination_message_policy, "File");
+    container.env.iter_mut().flatten().for_each(variable);
+}
+
+fn variable(variable: &mut EnvVar) {
+    let source = variable.value_from.as_mut();
+    if let Some(field) = source.and_then(|source| source.field_ref.as_mut()) {
+        default(&mut field.api_version, "v1");
+    }
+}
+
+fn pull_policy(image: &str) -> &'static str {
+    if is_latest(image) { "Always" } else { "IfNotPresent" }
 }
 
 /// No tag, or `latest`, and no digest.

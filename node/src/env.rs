@@ -7,12 +7,13 @@ pub(crate) mod refs;
 mod services;
 mod substitute;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
 
 pub use self::services::service_variables;
 use self::substitute::substitute;
+use crate::containers;
 use crate::objects::{NodeFacts, Objects, config_map_bytes, secret_bytes, secret_entries};
 
 /// Most bytes of a container's environment and arguments together: half of what Linux grants a process by default.
@@ -84,6 +85,7 @@ pub fn process(
     context: &Context<'_>,
 ) -> Result<Process, ConfigError> {
     let (path, container) = find_container(pod, container)?;
+    let container = &*container;
     let own = variables(pod, container, &path, context)?;
 
     let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
@@ -112,17 +114,15 @@ pub fn process(
         env.set(name, value.to_owned());
     }
     own.list.into_iter().for_each(|(name, value)| env.set(&name, value));
+    let given = |folder: &Option<String>| folder.clone().filter(|folder| !folder.is_empty());
+    let working_dir = given(&container.working_dir).or_else(|| given(&image.working_dir));
+    let working_dir = working_dir.unwrap_or_else(|| "/".to_owned());
+    // Preview1 knows no working directory; Go's programs and our toolbox begin where this says.
+    if working_dir != "/" && env.get("PWD").is_none() {
+        env.set("PWD", working_dir.clone());
+    }
 
-    let process = Process {
-        args: argv,
-        env: env.list,
-        working_dir: container
-            .working_dir
-            .clone()
-            .or_else(|| image.working_dir.clone())
-            .filter(|dir| !dir.is_empty())
-            .unwrap_or_else(|| "/".to_owned()),
-    };
+    let process = Process { args: argv, env: env.list, working_dir };
     check_bounds(&process, &path)?;
     Ok(process)
 }
@@ -213,15 +213,11 @@ pub(crate) fn substitute_all(text: &str, env: &[(String, String)]) -> Result<Str
 pub(crate) fn find_container<'a>(
     pod: &'a Pod,
     name: &str,
-) -> Result<(String, &'a Container), ConfigError> {
-    let spec = pod.spec.as_ref();
-    let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    let mains = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let inits = inits.iter().enumerate().map(|(i, c)| (format!("spec.initContainers[{i}]"), c));
-    let mains = mains.iter().enumerate().map(|(i, c)| (format!("spec.containers[{i}]"), c));
-    inits.chain(mains).find(|(_, container)| container.name == name).ok_or_else(|| {
+) -> Result<(String, Cow<'a, Container>), ConfigError> {
+    let found = containers::find(pod, name).ok_or_else(|| {
         ConfigError::new("spec.containers", format!("there is no container {name:?}"))
-    })
+    })?;
+    Ok((found.path(), found.container))
 }
 
 /// Variables in the order of their first setting; a later value replaces an earlier one.

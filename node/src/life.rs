@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     backoff::go_duration,
     container::{Ended, Slot, State},
-    spec::{LifeSpec, RestartPolicy, Role},
+    spec::{LifeSpec, Role},
 };
 pub use self::{
     so_far::{ContainerSoFar, PodSoFar},
@@ -142,12 +142,18 @@ impl PodLife {
         now: Timestamp,
     ) -> Result<(), Vec<Refusal>> {
         let (pod, spec) = judge(pod, ceilings)?;
-        let names = |spec: &LifeSpec| -> Vec<_> {
-            spec.containers.iter().map(|container| container.name.clone()).collect()
+        let names = |spec: &LifeSpec, ephemeral: bool| -> Vec<_> {
+            let of_kind =
+                spec.containers.iter().filter(|it| (it.role == Role::Ephemeral) == ephemeral);
+            of_kind.map(|container| container.name.clone()).collect()
         };
-        if names(&spec) != names(&self.spec) {
+        if names(&spec, false) != names(&self.spec, false) {
             let why = "the containers of a pod stay the same for its life";
             return Err(vec![Refusal::new("spec.containers", why)]);
+        }
+        if !names(&spec, true).starts_with(&names(&self.spec, true)) {
+            let why = "ephemeral containers are added to a pod, and stay";
+            return Err(vec![Refusal::new("spec.ephemeralContainers", why)]);
         }
         for (slot, container) in self.slots.iter_mut().zip(&spec.containers) {
             let is_other = slot.spec.image != container.image;
@@ -156,6 +162,9 @@ impl PodLife {
                 slot.image_changed();
             }
         }
+        // They are the last of all.
+        let added = spec.containers[self.slots.len()..].iter().cloned();
+        self.slots.extend(added.map(Slot::new));
         (self.pod, self.spec) = (Arc::new(pod), spec);
         self.settle(now);
         Ok(())

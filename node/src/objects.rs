@@ -128,7 +128,14 @@ pub fn needs_a_cluster(pod: &Pod) -> Vec<Refusal> {
         let message = "nobody sets conditions without a cluster; leave it out";
         Refusal::new("spec.readinessGates", message)
     });
-    automount.into_iter().chain(sources).chain(claims).chain(gates).collect()
+    let ephemeral = spec.filter(|spec| spec.ephemeral_containers.iter().flatten().next().is_some());
+    let ephemeral = ephemeral.map(|_| {
+        let message =
+            "they are added to a pod that runs, by a cluster; leave it out, and use `copepod exec`";
+        Refusal::new("spec.ephemeralContainers", message)
+    });
+    let others = claims.chain(gates).chain(ephemeral);
+    automount.into_iter().chain(sources).chain(others).collect()
 }
 
 fn token_sources(pod: &Pod) -> impl Iterator<Item = (String, &ServiceAccountTokenProjection)> {
@@ -158,12 +165,16 @@ impl<'a> References<'a> {
     pub fn of(pod: &'a Pod) -> Self {
         let mut found = Self::default();
         let Some(spec) = &pod.spec else { return found };
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            for source in container.env_from.iter().flatten() {
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let ephemeral = ephemeral.map(|container| (&container.env_from, &container.env));
+        let others = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let others = others.map(|container| (&container.env_from, &container.env));
+        for (env_from, env) in others.chain(ephemeral) {
+            for source in env_from.iter().flatten() {
                 found.config_maps.extend(source.config_map_ref.iter().map(|it| it.name.as_str()));
                 found.secrets.extend(source.secret_ref.iter().map(|it| it.name.as_str()));
             }
-            for source in container.env.iter().flatten().filter_map(|it| it.value_from.as_ref()) {
+            for source in env.iter().flatten().filter_map(|it| it.value_from.as_ref()) {
                 let config_map = source.config_map_key_ref.iter();
                 found.config_maps.extend(config_map.map(|it| it.name.as_str()));
                 found.secrets.extend(source.secret_key_ref.iter().map(|it| it.name.as_str()));

@@ -14,6 +14,7 @@ use k8s_openapi::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::containers::ContainerStatuses;
 pub use self::qos::{QosClass, qos_class};
 use crate::life::{EndReason, PodLife, Role, Sandbox, Slot, Stage, State};
 
@@ -99,10 +100,11 @@ impl PodLife {
         let phase = self.phase();
         let over_deadline =
             self.end_reason() == Some(EndReason::DeadlineExceeded) && phase.is_terminal();
-        let (containers, inits) = self.container_statuses();
+        let ContainerStatuses { apps, inits, ephemeral } = self.container_statuses();
         PodStatus {
             conditions: Some(self.conditions()),
-            container_statuses: Some(containers),
+            container_statuses: Some(apps),
+            ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
             init_container_statuses: (!inits.is_empty()).then_some(inits),
             host_ip: host_ips.first().map(IpAddr::to_string),
             host_ips: (!host_ips.is_empty())
@@ -130,9 +132,9 @@ impl PodLife {
     /// Flips the conditions that the state asks for.
     pub(crate) fn refresh_conditions(&mut self, now: Timestamp) {
         let terminal = self.phase().is_terminal();
-        let has_inits = self.slots.iter().any(|slot| slot.spec.role != Role::Main);
-        let ready = !terminal
-            && self.slots.iter().filter(|slot| slot.spec.role != Role::Init).all(is_ready);
+        let has_inits = self.slots.iter().any(|slot| slot.spec.role.is_init());
+        let ready =
+            !terminal && self.slots.iter().filter(|slot| slot.spec.role.counts()).all(is_ready);
         let up = self.sandbox == Sandbox::Up && !terminal;
         let initialized = self.conditions.initialized.up || self.initialized || !has_inits;
         self.conditions.ready_to_start.set(up, now);
@@ -179,7 +181,7 @@ impl PodLife {
     }
 
     fn not_initialized(&self) -> (&'static str, Option<String>) {
-        let inits = self.slots.iter().filter(|slot| slot.spec.role != Role::Main);
+        let inits = self.slots.iter().filter(|slot| slot.spec.role.is_init());
         let open = names(inits.filter(|slot| !slot.lets_the_next_start()));
         ("ContainersNotInitialized", Some(format!("containers with incomplete status: [{open}]")))
     }
@@ -190,7 +192,7 @@ impl PodLife {
             Phase::Failed => ("PodFailed", None),
             Phase::Pending | Phase::Running => {
                 // As a kubelet lists them: sidecars, then app containers, each in spec order.
-                let counted = self.slots.iter().filter(|slot| slot.spec.role != Role::Init);
+                let counted = self.slots.iter().filter(|slot| slot.spec.role.counts());
                 let unready = names(counted.filter(|slot| !is_ready(slot)));
                 let message = format!("containers with unready status: [{unready}]");
                 ("ContainersNotReady", Some(message))

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, fmt::Display, ops::RangeInclusive};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
+    containers::of_ephemeral,
     host_ports,
     name::{is_dns_label, is_dns_subdomain, is_uid},
     refusal::Refusal,
@@ -173,6 +174,11 @@ fn check_spec(spec: &PodSpec, wrong: &mut Wrong) {
         let path = format!("spec.containers[{i}]");
         wrong.unique(&format!("{path}.name"), &container.name, &mut names);
         containers::check(container, &path, false, spec, wrong);
+    }
+    for (i, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        let path = format!("spec.ephemeralContainers[{i}]");
+        wrong.unique(&format!("{path}.name"), &container.name, &mut names);
+        containers::check_ephemeral(&of_ephemeral(container), &path, spec, wrong);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Start at [`protocol`], the messages between the two; then [`wire`], their framing and descriptor passing;
 //! [`kind`], what a wasm file is, read from its bytes; [`engine`], the one set of engine settings under which code
-//! is compiled and run; [`stage`], the talk at a runner's birth; [`filters`], what a confined process leaves itself;
+//! is compiled and run; [`seen`], the file that a guest's name for a
+//! program stands for; [`stage`], the talk at a runner's birth; [`filters`], what a confined process leaves itself;
 //! [`broker`], what an ordinary user's runners ask for sockets of the host's side; [`destination`], which addresses a
 //! guest may send to at all.
 //!
@@ -15,5 +16,6 @@ pub mod engine;
 pub mod filters;
 pub mod kind;
 pub mod protocol;
+pub mod seen;
 pub mod stage;
 pub mod wire;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::kind::Kind;
 
 /// The range of protocol versions that this build speaks. A peer whose range does not overlap is refused.
-pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
+pub const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// What lies where in the runner's root directory, which on the host is `<data>/domains/<domain>/root`.
 pub mod layout {
@@ -109,6 +109,17 @@ pub enum Request {
     Acknowledge(AttemptId),
     /// Run another instance in a container's sandbox. Descriptors: stdin, stdout, stderr. [`Answer::Exited`] at its end.
     Exec(ExecContainer),
+    /// Give a client a running container's own streams. Descriptors: what it reads beside what others write, where its spec has `stdin`;
+    /// and where it writes beside its log, from now on. [`Answer::Exited`] at its end, [`Answer::Done`] once the client reads no more.
+    Attach(AttemptId),
+    /// The wasm file that a running container sees by this name, for [`Request::Exec`] of it: [`Answer::Descriptor`], with the file opened.
+    /// [`Failure::NotFound`] where there is none.
+    OpenProgram {
+        /// The running attempt.
+        id: AttemptId,
+        /// A path in the container, or a name that is looked for in the folders of its `PATH`.
+        name: String,
+    },
     /// A connection to a port of the pod, as from outside it. [`Answer::Descriptor`], with the connected socket.
     Dial {
         /// The pod's UID.
@@ -293,8 +304,17 @@ pub struct StartContainer {
     pub termination_log: String,
     /// The guest path of `terminationMessagePath`; its directory shows the one file.
     pub termination_path: String,
-    /// When true, stdin stays open and empty; else it is at its end from the start.
+    /// When true, stdin stays open for [`Request::Attach`]; else it is at its end from the start.
     pub stdin: bool,
+    /// Whether stdin ends with the first client that was attached to it.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Whether the program is told that its streams are a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// The working directory that it is told of: an absolute path in the guest. Empty: `/`.
+    #[serde(default)]
+    pub cwd: String,
     /// Where the attempt has run in another runner, which hands it over: when it started there, in Unix microseconds. The sockets on
     /// which it listened travel with the frame.
     #[serde(default)]
@@ -388,6 +408,12 @@ pub struct ExecContainer {
     pub args: Vec<String>,
     /// Longest run in milliseconds; at its end the instance is dropped and the code is 137.
     pub timeout_ms: Option<u64>,
+    /// Whether the program is told that its streams are a terminal. It ends, with 129, once nobody reads what it writes.
+    #[serde(default)]
+    pub tty: bool,
+    /// It is of the toolbox, and is told what runs in the pod.
+    #[serde(default)]
+    pub of_toolbox: bool,
 }
 
 /// A pod as its runner has it.

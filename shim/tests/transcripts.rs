@@ -127,6 +127,9 @@ fn start() -> StartContainer {
         termination_log: "/rw/b6c1/.termination/app/message".into(),
         termination_path: "/dev/termination-log".into(),
         stdin: false,
+        stdin_once: false,
+        tty: false,
+        cwd: String::new(),
         since_us: Some(1_790_000_000_000_001),
     }
 }
@@ -138,6 +141,8 @@ fn exec() -> ExecContainer {
         kind: Kind::CommandComponent,
         args: vec!["app".into(), "check".into()],
         timeout_ms: Some(1_000),
+        tty: false,
+        of_toolbox: false,
     }
 }
 
@@ -181,11 +186,27 @@ fn messages() -> Vec<(&'static str, Message)> {
             "start-preview1",
             Request::Start(Box::new(StartContainer { kind: Kind::Preview1Command, ..start() })),
         ),
+        (
+            "start-at-a-terminal",
+            Request::Start(Box::new(StartContainer {
+                stdin: true,
+                stdin_once: true,
+                tty: true,
+                cwd: "/data".into(),
+                ..start()
+            })),
+        ),
         ("stop", Request::Stop(StopContainer { id: attempt(), deadline_ms: 1_790_000_030_000 })),
         ("remove-pod", Request::RemovePod { pod: pod() }),
         ("list", Request::List),
         ("acknowledge", Request::Acknowledge(attempt())),
         ("exec", Request::Exec(exec())),
+        (
+            "exec-of-the-toolbox",
+            Request::Exec(ExecContainer { tty: true, of_toolbox: true, ..exec() }),
+        ),
+        ("attach", Request::Attach(attempt())),
+        ("open-program", Request::OpenProgram { id: attempt(), name: "/bin/app".into() }),
         ("dial", Request::Dial { pod: pod(), port: 8080 }),
         ("publish", Request::Publish { pod: pod(), port: 8080 }),
         ("stats", Request::Stats),
@@ -253,6 +274,8 @@ fn request_number(request: &Request) -> Option<usize> {
         Request::HandOver(_) => 11,
         Request::HandOverPublished { .. } => 12,
         Request::Retire(_) => 13,
+        Request::Attach(_) => 14,
+        Request::OpenProgram { .. } => 15,
         // It stands for what is not understood, and is never sent.
         Request::Unknown => return None,
     })
@@ -396,6 +419,6 @@ fn there_is_a_message_with_every_variant() {
         }
     }
 
-    assert_eq!(requests, (0..=13).collect());
+    assert_eq!(requests, (0..=15).collect());
     assert_eq!(others, (0..=15).collect());
 }

@@ -20,7 +20,8 @@ fn guest(node: &Node, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_program_finds_the_files_of_its_image_at_its_root_and_cannot_change_them() {
+fn a_program_finds_the_files_of_its_image_at_its_root_and_cannot_change_them_where_that_is_read_only()
+ {
     let node = Node::new();
     for program in ["probe", "probe-p1"] {
         let lower = archive(&[
@@ -51,6 +52,7 @@ fn a_program_finds_the_files_of_its_image_at_its_root_and_cannot_change_them() {
         ];
         let mut container = probe(&image, &script);
         container["volumeMounts"] = json!([{ "name": "data", "mountPath": "/data" }]);
+        container["securityContext"] = json!({ "readOnlyRootFilesystem": true });
         let pod = pod(program, [container])
             .with("/spec/volumes", json!([{ "name": "data", "emptyDir": {} }]));
 
@@ -89,4 +91,69 @@ fn containers_of_one_image_share_its_files_and_a_new_version_has_its_own() {
     let beside = node.run(&["exec", "two", "--", "main.wasm", "file-is /version 1"]);
     assert_eq!(beside.code, Some(0), "{}{}", beside.stdout, beside.stderr);
     assert!(node.ok(&["image", "inspect", &first]).contains("read-only at /"));
+}
+
+#[test]
+fn what_a_container_writes_to_its_image_s_files_is_its_own_and_goes_with_the_run() {
+    let node = Node::new();
+    for program in ["probe", "probe-p1"] {
+        let layer = archive(&[
+            ("main.wasm", &guest(&node, program)),
+            ("etc/motd", b"hello"),
+            ("etc/deep/one", b"1"),
+            ("tmp/.keep", b""),
+        ]);
+        let image = served(Image::container(&["/main.wasm"], &[layer]));
+        let writes = [
+            "file-is /etc/motd hello",
+            "write /etc/motd changed",
+            "file-is /etc/motd changed",
+            "mkdir /new",
+            "write /new/file mine",
+            "remove /etc/deep/one",
+            "missing /etc/deep/one",
+            "write /tmp/scratch yes",
+            "sleep 600000",
+        ];
+        let mut first = probe(&image, &writes);
+        first["name"] = json!("first");
+        // Of the same image, at the same time.
+        let mut second = probe(&image, &["sleep 600000"]);
+        second["name"] = json!("second");
+        // Sees its own only, although it has failed once after it wrote.
+        let mut third =
+            probe(&image, &["file-is /etc/motd hello", "write /etc/motd again", "exit 3"]);
+        third["name"] = json!("third");
+        node.start(&[
+            pod(program, [first, second]),
+            pod(&format!("{program}-twice"), [third])
+                .with("/spec/restartPolicy", json!("OnFailure")),
+        ]);
+        copepod_tests::wait::until("what it wrote", || {
+            let said = node.logs(program, "first");
+            assert!(!said.contains("FAILED"), "{said}");
+            said.contains("ok: write /tmp/scratch").then_some(())
+        });
+
+        let exec = |container: &str, script: &[&str]| {
+            node.run(
+                &[&["exec", program, "--container", container, "--", "main.wasm"], script].concat(),
+            )
+        };
+        let beside = exec("first", &["file-is /etc/motd changed", "file-is /new/file mine"]);
+        let other =
+            exec("second", &["file-is /etc/motd hello", "missing /new", "file-is /etc/deep/one 1"]);
+        let again = node.wait_for(&format!("{program}-twice"), "over once more", |pod| {
+            let status = &pod["status"]["containerStatuses"][0];
+            let waits = &status["state"]["waiting"]["reason"];
+            status["restartCount"] == 1 && waits == "CrashLoopBackOff"
+        });
+
+        assert_eq!(beside.code, Some(0), "{program}: {}{}", beside.stdout, beside.stderr);
+        assert_eq!(other.code, Some(0), "{program}: {}{}", other.stdout, other.stderr);
+        let said = node.logs(&format!("{program}-twice"), "third");
+        assert!(said.contains("ok: file-is /etc/motd hello") && !said.contains("FAILED"), "{said}");
+        assert!(again["status"]["containerStatuses"][0]["lastState"]["terminated"].is_object());
+        node.ok(&["stop", "--grace", "0", program, &format!("{program}-twice")]);
+    }
 }

@@ -11,6 +11,7 @@ mod languages;
 
 mod exits;
 mod limits;
+pub(crate) mod toolbox;
 mod volumes;
 
 mod host_ports;

@@ -13,6 +13,7 @@ use copepod_tests::http;
 use copepod_tests::manifest::{With, all, container, image, pod, probe};
 use copepod_tests::node::{Node, ORDINARY_USER, status};
 use copepod_tests::registry::Registry;
+use copepod_tests::registry::served::{Image, archive, serve};
 use copepod_tests::wait::until;
 use copepod_tests::world::{BEYOND, World};
 use serde_json::{Value, json};
@@ -477,4 +478,32 @@ fn check_tells_an_ordinary_user_that_pods_run_and_what_is_lost() {
     for lost in ["root", "cgroups"] {
         assert!(ended.stdout.contains(&format!("lost     {lost}")), "{}", ended.stdout);
     }
+}
+
+#[test]
+fn an_ordinary_user_s_container_has_a_shell_and_writes_to_its_image_s_files() {
+    let node = Node::of_an_ordinary_user();
+    let program = std::fs::read(node.built().guest("probe")).expect("it is built");
+    let layer = archive(&[("main.wasm", &program), ("etc/motd", b"hello")]);
+    let image = Image::container(&["/main.wasm"], &[layer]);
+    let name = format!("{}/files:1", serve(move |path| image.answer(path)));
+    let script = ["file-is /etc/motd hello", "write /etc/motd mine", "sleep 600000"];
+    node.start(&[pod("files", [json!({ "name": "app", "image": name, "args": script })])]);
+    node.wait_ready("files");
+    until("what it wrote", || {
+        let said = node.logs("files", "app");
+        assert!(!said.contains("FAILED"), "{said}");
+        said.contains("ok: write").then_some(())
+    });
+
+    let said = node.ok(&[
+        "exec",
+        "files",
+        "--",
+        "sh",
+        "-c",
+        "cat /etc/motd; echo more >> /etc/motd; wc -c /etc/motd",
+    ]);
+
+    assert_eq!(said, "mine9 /etc/motd\n");
 }

@@ -110,6 +110,8 @@ impl Node {
         let runner = node.built.copepod.with_file_name("copepod-runner");
         copy(&runner, &at("bin/copepod-runner"));
         copy(&node.built.copepod, &at("bin/copepod"));
+        let toolbox = node.built.copepod.with_file_name("copepod-toolbox.wasm");
+        copy(&toolbox, &at("bin/copepod-toolbox.wasm"));
         let guests = std::fs::read_dir(&node.built.guests).expect("the guests are built");
         for guest in guests.flatten().filter(|it| it.path().extension().is_some()) {
             copy(&guest.path(), &at("guests").join(guest.file_name()));

@@ -37,6 +37,28 @@ const GUESTS: [Guest; 12] = [
     Guest("probe", PREVIEW1, "probe", "probe-p1"),
 ];
 
+/// The toolbox, which is shipped beside `copepod`: a guest of the main workspace. Nothing is built anew where nothing changed.
+pub(crate) fn toolbox(cache: &Cache, to: &Path) -> Result<()> {
+    bring_compiler(cache)?;
+    let made = cache.guests_target().join(PREVIEW2).join("release/copepod-toolbox.wasm");
+    step("building the toolbox", || {
+        let mut command = cargo_for_guests(cache, checkout());
+        command
+            .args(["build", "--locked", "--release", "--target", PREVIEW2])
+            .args(["--package", "copepod-toolbox", "--bin", "copepod-toolbox"])
+            // Its bytes are read at each node's first exec; names of functions stay for backtraces.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+        run(&mut command)
+    })?;
+    let bytes = fs::read(&made).with_context(|| format!("{} was not built", made.display()))?;
+    // One that is the same keeps its time, by which an agent knows it.
+    if !fs::read(to).is_ok_and(|there| there == bytes) {
+        fs::write(to, bytes)?;
+    }
+    Ok(())
+}
+
 /// Builds what changed of the guests in Rust; the folder of `<name>.wasm` files.
 pub(crate) fn build(cache: &Cache) -> Result<PathBuf> {
     let folder = cache.guests();
@@ -81,12 +103,19 @@ fn bring_compiler(cache: &Cache) -> Result<()> {
 }
 
 fn compile(cache: &Cache, target: &str) -> Result<()> {
+    // From here, so that the flags of examples/.cargo/config.toml are seen.
+    let mut command = cargo_for_guests(cache, &checkout().join("examples"));
+    command.args(["build", "--locked", "--release", "--target", target]);
+    for Guest(package, ..) in GUESTS.iter().filter(|guest| guest.1 == target) {
+        command.args(["--package", package]);
+    }
+    run(&mut command)
+}
+
+/// Cargo with the compiler for guests, in a folder.
+fn cargo_for_guests(cache: &Cache, folder: &Path) -> Command {
     let mut command = cargo(&cache.guests_target());
-    command
-        // From here, so that the flags of examples/.cargo/config.toml are seen.
-        .current_dir(checkout().join("examples"))
-        .env("RUSTC", cache.guest_rust().join("bin/rustc"))
-        .args(["build", "--locked", "--release", "--target", target]);
+    command.current_dir(folder).env("RUSTC", cache.guest_rust().join("bin/rustc"));
     for variable in [
         "RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",
@@ -96,10 +125,7 @@ fn compile(cache: &Cache, target: &str) -> Result<()> {
     ] {
         command.env_remove(variable);
     }
-    for Guest(package, ..) in GUESTS.iter().filter(|guest| guest.1 == target) {
-        command.args(["--package", package]);
-    }
-    run(&mut command)
+    command
 }
 
 /// Has a guest of another language built, unless what lies there was made of the same source in the same way.

@@ -1,4 +1,4 @@
-//! `install` and `uninstall`: the pair of programs in a folder of the PATH.
+//! `install` and `uninstall`: the programs in a folder of the PATH.
 //!
 //! Absent: a service, a user, a configuration. The programs make what they need when they need it.
 
@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::programs::{self, Profile};
 
-const NAMES: [&str; 2] = ["copepod", "copepod-runner"];
+const NAMES: [&str; 3] = ["copepod", "copepod-runner", "copepod-toolbox.wasm"];
 
 pub(crate) fn install(cache: &Cache, prefix: &Path) -> Result<()> {
     let built = programs::build(cache, Profile::Release)?;
     let bin = prefix.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    for (name, from) in NAMES.iter().zip([built.copepod, built.runner]) {
+    for (name, from) in NAMES.iter().zip([built.copepod, built.runner, built.toolbox]) {
         // A program that runs cannot be written to, but its name can be given to another file.
         let part = bin.join(format!(".{name}.part"));
         let to = bin.join(name);

@@ -30,7 +30,7 @@ use crate::programs::Profile;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.")]
 enum Task {
-    /// Build `copepod` and `copepod-runner` side by side.
+    /// Build `copepod`, `copepod-runner` and the toolbox side by side.
     Build {
         /// Optimised.
         #[arg(long)]
@@ -83,7 +83,7 @@ enum Task {
         /// The program.
         program: String,
     },
-    /// Put an optimised `copepod` and `copepod-runner` into PREFIX/bin.
+    /// Put an optimised `copepod`, `copepod-runner` and the toolbox into PREFIX/bin.
     Install {
         /// Where to.
         #[arg(long, default_value = "/usr/local")]
@@ -114,6 +114,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
             let built = programs::build(&cache, Profile::of(release))?;
             println!("{}", built.copepod.display());
             println!("{}", built.runner.display());
+            println!("{}", built.toolbox.display());
         }
         Task::Guests => println!("{}", guests::build_all(&cache)?.display()),
         Task::Kube { ask } => kube::run(&cache, ask.as_ref())?,

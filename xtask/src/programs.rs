@@ -1,4 +1,4 @@
-//! Our own programs: `copepod` and `copepod-runner`, side by side in the target folder.
+//! Our own programs: `copepod`, `copepod-runner` and the toolbox, side by side in the target folder.
 //!
 //! They are built by two calls of cargo. One call would build both with the features of either, and a compiler would be
 //! linked into the runner, which a test asserts is not there. Absent: the guests.
@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::command::{cargo, run, step};
+use crate::guests;
 
 /// How cargo optimises.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ const COMPILER_OF_TESTS: &str = "compile-for-tests";
 pub(crate) struct Programs {
     pub(crate) copepod: PathBuf,
     pub(crate) runner: PathBuf,
+    /// What `exec` finds in every container.
+    pub(crate) toolbox: PathBuf,
     /// Compiles the guests of the runner's own tests, which cannot link a compiler.
     pub(crate) compiler_of_tests: PathBuf,
 }
@@ -50,9 +53,12 @@ pub(crate) fn build(cache: &Cache, profile: Profile) -> Result<Programs> {
         })?;
     }
     let folder = target.join(if profile == Profile::Release { "release" } else { "debug" });
+    let toolbox = folder.join("copepod-toolbox.wasm");
+    guests::toolbox(cache, &toolbox)?;
     Ok(Programs {
         copepod: folder.join("copepod"),
         runner: folder.join("copepod-runner"),
+        toolbox,
         compiler_of_tests: folder.join(COMPILER_OF_TESTS),
     })
 }

@@ -40,6 +40,9 @@ pub enum Call {
     Logs(LogsOf),
     /// Another program in a container's sandbox; the frame carries stdin, stdout and stderr. [`Reply::Exited`].
     Exec(ExecIn),
+    /// A running container's own streams, from now on; the frame carries stdin, stdout and stderr. [`Reply::Exited`] where it ended,
+    /// [`Reply::Done`] where the client reads no more.
+    Attach(AttachTo),
     /// Stop pods gracefully and forget them: [`Reply::Done`] once all are gone.
     Stop(StopPods),
     /// What each container uses; [`Reply::Stats`].
@@ -278,6 +281,18 @@ pub struct ExecIn {
     pub container: Option<String>,
     /// The arguments, argv[0] first.
     pub args: Vec<String>,
+    /// Whether the program is told that it is at a terminal, and ends with it.
+    #[serde(default)]
+    pub tty: bool,
+}
+
+/// `copepod attach`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachTo {
+    /// The pod.
+    pub pod: PodName,
+    /// The container; the first where left out.
+    pub container: Option<String>,
 }
 
 /// `copepod stop`.

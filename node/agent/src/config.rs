@@ -17,6 +17,8 @@ pub struct AgentConfig {
     pub runner: PathBuf,
     /// The program with the compile child and the broker, which is `copepod` itself.
     pub compiler: PathBuf,
+    /// The toolbox's wasm file; none: `exec` has the container's own programs only.
+    pub toolbox: Option<PathBuf>,
     /// The blocks that pod addresses come from, e.g. `10.64.0.0/18`; none: a free one, kept.
     pub pod_cidrs: Option<Blocks>,
     /// Where pods without a container limit end: memory that the node gives to pods, in bytes. None: the machine's less 512 MiB.
@@ -74,6 +76,7 @@ impl AgentConfig {
             data,
             runner,
             compiler,
+            toolbox: None,
             pod_cidrs: None,
             allocatable_memory: None,
             allocatable_cpu_millis: None,

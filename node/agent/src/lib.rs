@@ -1,7 +1,7 @@
 //! The agent: owns the pods of one data directory and drives their runners.
 //!
 //! Start at [`run_agent`], which sets up and recovers; then `owner`, the loop that lets each pod's core decide; `perform`, which
-//! acts; `sandbox`, what a pod needs on the host before its first container. [`api`] is how `copepod` talks to it, and [`front`] how a node's kubelet side does.
+//! acts; `sandbox`, what a pod needs on the host before its first container; `argv`, which program a command is. [`api`] is how `copepod` talks to it, and [`front`] how a node's kubelet side does.
 //!
 //! Here: what acts. Elsewhere: what decides about a pod's life (`copepod-node`), the host's namespaces, mounts and addresses
 //! (`copepod-domain`), images and code (`copepod-image`), guests (`copepod-runner`).
@@ -9,10 +9,12 @@
 
 mod accept;
 pub mod api;
+mod argv;
 mod causes;
 mod check;
 mod config;
 mod domains;
+mod exec;
 mod files;
 mod follow;
 pub mod front;
@@ -26,6 +28,7 @@ mod perform;
 mod pod;
 mod ports;
 mod recover;
+mod root;
 mod runner;
 mod sandbox;
 mod serve;

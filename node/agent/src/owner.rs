@@ -467,6 +467,13 @@ impl Owner {
                 }
                 None => drop(replies.try_send(not_found(&exec.pod))),
             },
+            Call::Attach(attach) => match self.find(&attach.pod) {
+                Some(entry) => {
+                    let running = entry.life.alive();
+                    self.performer.attach(&entry.world, running, attach, descriptors, replies);
+                }
+                None => drop(replies.try_send(not_found(&attach.pod))),
+            },
             Call::Stop(stop) => self.stop(stop, replies, touched),
             Call::Stats => self.performer.stats(self.worlds(), replies),
         }

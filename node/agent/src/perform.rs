@@ -15,16 +15,17 @@ use copepod_image::{Code, CollectPolicy, CompileError, Compiler, Image};
 use copepod_node::ContainerName;
 use copepod_node::life::{Action, Handler, PodEvent, ProbeKind, ProbeResult, PullPolicy, Pulled};
 use copepod_node::pull_secrets;
-use copepod_shim::protocol::{Answer, AttemptId, ExecContainer, Failure, Request, StopContainer};
+use copepod_shim::protocol::{Answer, AttemptId, Failure, Request, StopContainer};
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::api::{self, ContainerUse, ExecIn, Reply};
+use crate::api::{self, ContainerUse, Reply};
 use crate::causes::with_causes;
 use crate::check::{self, Get};
 use crate::config::AgentConfig;
 use crate::domains::{Domains, Live};
+use crate::exec::Asked;
 use crate::front::Probed;
 use crate::generation::Programs;
 use crate::node::NodeView;
@@ -201,7 +202,7 @@ impl Performer {
             .unwrap_or_else(|error| Err(failed(&error)))
     }
 
-    async fn live(&self, world: &World) -> Result<Arc<Live>, RequestError> {
+    pub(crate) async fn live(&self, world: &World) -> Result<Arc<Live>, RequestError> {
         self.domains.live_of(&world.uid).await.ok_or(RequestError::Gone)
     }
 
@@ -354,7 +355,7 @@ impl Performer {
                     }
                 }
             }
-            let start = match sandbox::start_request(
+            let mut start = match sandbox::start_request(
                 self,
                 world,
                 container.as_ref(),
@@ -366,6 +367,17 @@ impl Performer {
                 Ok(start) => start,
                 Err(error) => return failed(error.reason, error.message, true),
             };
+            let other = match self.other_program(world, &live, &start, &ready).await {
+                Ok(other) => other,
+                Err(error) => {
+                    let retry = error.retry() == copepod_image::Retry::Later;
+                    return failed("CreateContainerError", with_causes(&error), retry);
+                }
+            };
+            if let Some(code) = &other {
+                start.code = code.wasm.hex().to_owned();
+                start.kind = code.inspection.kind;
+            }
             match live.runner.ask(Request::Start(Box::new(start))).await {
                 Ok(Answer::Started { at_us }) => {
                     let at =
@@ -384,7 +396,9 @@ impl Performer {
                         why,
                         "compiled code is damaged or of another engine: compiling again"
                     );
-                    if let Err(error) = self.images.forget_code(&ready.code) {
+                    if let Err(error) =
+                        self.images.forget_code(other.as_ref().unwrap_or(&ready.code))
+                    {
                         tracing::warn!(%error, "damaged code cannot be removed");
                     }
                     is_damaged = true;
@@ -548,9 +562,8 @@ impl Performer {
             String::from_utf8_lossy(&text).into_owned()
         });
         let timeout = u64::try_from(limit.as_millis()).ok();
-        let outcome = self
-            .exec_in(world, container.as_ref(), attempt, command.to_vec(), timeout, &streams)
-            .await;
+        let asked = Asked { args: command.to_vec(), timeout_ms: timeout, tty: false };
+        let outcome = self.exec_in(world, container.as_ref(), attempt, asked, &streams).await;
         drop(streams);
         match outcome {
             Ok((0, _)) => ProbeResult::Passed,
@@ -565,66 +578,6 @@ impl Performer {
             }
             Err(error) => ProbeResult::Errored(error.to_string()),
         }
-    }
-
-    async fn exec_in(
-        &self,
-        world: &World,
-        container: &str,
-        attempt: u32,
-        args: Vec<String>,
-        timeout_ms: Option<u64>,
-        streams: &[OwnedFd],
-    ) -> Result<(i32, Option<String>), RequestError> {
-        let ready = self.image_of(world, container).await.map_err(|failed| {
-            let ImageFailed { reason, message, .. } = failed;
-            RequestError::Failed(Failure::Refused { reason, message })
-        })?;
-        let exec = ExecContainer {
-            id: AttemptId { pod: world.uid.clone(), container: container.to_owned(), attempt },
-            code: ready.code.wasm.hex().to_owned(),
-            kind: ready.code.inspection.kind,
-            args,
-            timeout_ms,
-        };
-        let live = self.live(world).await?;
-        match live.runner.ask_with(Request::Exec(exec), streams).await? {
-            (Answer::Exited { code, message }, _) => Ok((code, message)),
-            _ => Err(RequestError::Gone),
-        }
-    }
-
-    /// `copepod exec`.
-    pub(crate) fn exec(
-        self: &Arc<Self>,
-        world: &Arc<World>,
-        running: Vec<(ContainerName, u32)>,
-        exec: ExecIn,
-        descriptors: Vec<OwnedFd>,
-        replies: mpsc::Sender<Reply>,
-    ) {
-        let (this, world) = (self.clone(), world.clone());
-        tokio::spawn(async move {
-            let wanted = exec.container.clone().or_else(|| world.first_container());
-            let found = running.iter().find(|(name, _)| wanted.as_deref() == Some(name.as_ref()));
-            let reply = match found {
-                None => Reply::Failed(format!(
-                    "container {:?} of pod {:?} does not run",
-                    wanted.unwrap_or_default(),
-                    exec.pod.name
-                )),
-                Some((name, attempt)) => {
-                    match this
-                        .exec_in(&world, name.as_ref(), *attempt, exec.args, None, &descriptors)
-                        .await
-                    {
-                        Ok((code, message)) => Reply::Exited { code, message },
-                        Err(error) => Reply::Failed(with_causes(&error)),
-                    }
-                }
-            };
-            let _ = replies.send(reply).await;
-        });
     }
 
     /// `copepod stats`.
@@ -751,7 +704,7 @@ impl Performer {
 
 /// Why an image, or its code, is not there.
 pub(crate) struct ImageFailed {
-    reason: String,
+    pub(crate) reason: String,
     pub(crate) message: String,
     retry: bool,
 }

@@ -1,5 +1,6 @@
 //! One pod as the agent holds it: its life, which only the owner touches, and its world, which those who act for it share.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use copepod_node::annotations::{self, NodeCeilings, PodOptions};
+use copepod_node::containers;
 use copepod_node::life::{ExitReason, ExitRecord, PodEventRecord, PodLife};
 use copepod_shim::protocol::{self, AttemptId};
 use jiff::Timestamp;
@@ -226,17 +228,14 @@ impl World {
         spec.and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
     }
 
-    /// The spec of a container, init containers included.
-    pub(crate) fn container(&self, name: &str) -> Option<&Container> {
-        let spec = self.stored.pod.spec.as_ref()?;
-        spec.init_containers.iter().flatten().chain(&spec.containers).find(|it| it.name == name)
+    /// The spec of a container, whichever list it is in.
+    pub(crate) fn container(&self, name: &str) -> Option<Cow<'_, Container>> {
+        containers::find(&self.stored.pod, name).map(|found| found.container)
     }
 
     /// All containers' names, init containers first.
     pub(crate) fn container_names(&self) -> Vec<String> {
-        let spec = self.stored.pod.spec.as_ref();
-        let all = spec.map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
-        all.into_iter().flatten().map(|container| container.name.clone()).collect()
+        containers::all(&self.stored.pod).map(|listed| listed.container.name.clone()).collect()
     }
 
     /// The container meant where none is named: the first of the app's.
@@ -326,10 +325,9 @@ impl World {
         if message.is_empty() {
             message = exit.message;
         }
-        let falls_back = self
-            .container(&id.container)
-            .and_then(|container| container.termination_message_policy.as_deref())
-            == Some("FallbackToLogsOnError");
+        let falls_back = self.container(&id.container).is_some_and(|container| {
+            container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+        });
         if message.is_empty() && falls_back && exit.code != 0 {
             let folder = self.logs.join(&id.container);
             message = logs::last_words(&folder, id.attempt).unwrap_or_default();

@@ -17,6 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::PoisonError;
 
 use copepod_domain::{BindMount, Domain, HostError, Source, published};
+use copepod_node::containers;
 use copepod_node::env::{self, HostNames, ImageConfig};
 use copepod_node::quantity::Amount;
 use copepod_node::resolve;
@@ -35,6 +36,7 @@ use crate::files;
 use crate::front::refused_host_path;
 use crate::perform::Performer;
 use crate::pod::{ReadyImage, World};
+use crate::root;
 use crate::runner::RequestError;
 use crate::store::{PodObjects, Store};
 
@@ -68,7 +70,7 @@ impl SetUpFailed {
         Self { reason: "FailedCreatePodSandBox", message: message.to_string() }
     }
 
-    fn config(message: impl std::fmt::Display) -> Self {
+    pub(crate) fn config(message: impl std::fmt::Display) -> Self {
         Self { reason: "CreateContainerConfigError", message: message.to_string() }
     }
 }
@@ -124,7 +126,8 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
         if !is_on_host(&world.stored.pod) {
             let _ = live.domain.remove_addresses(&world.ips()).await;
         }
-        for target in mount_targets(world) {
+        let roots = root::mount_points(world, live.domain.root());
+        for target in roots.into_iter().chain(mount_targets(world)) {
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
         let root = live.domain.root().to_owned();
@@ -149,12 +152,12 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
     Ok(closed?)
 }
 
-fn below(root: &Path, path: &str) -> PathBuf {
+pub(crate) fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
 /// A folder, also where it is there already.
-fn folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
+pub(crate) fn folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -404,10 +407,9 @@ fn mount_targets(world: &World) -> Vec<String> {
             targets.push(format!("{}/{}/{}", layout::RW, world.uid, volume.name));
         }
     }
-    for name in world.container_names() {
-        let mounts = world.container(&name).and_then(|it| it.volume_mounts.as_ref());
-        for index in 0..mounts.map_or(0, Vec::len) {
-            targets.push(sub_path_target(world, &name, index));
+    for container in containers::all(&world.stored.pod).map(|listed| listed.container) {
+        for index in 0..container.volume_mounts.as_ref().map_or(0, Vec::len) {
+            targets.push(sub_path_target(world, &container.name, index));
         }
     }
     // What lies deeper goes first.
@@ -515,10 +517,13 @@ pub(crate) async fn start_request(
     let process = process(performer, world, container, ready)?;
     let planned = volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
     let mut mounts = guest_mounts(performer, world, container, planned).await?;
-    if let Some(root) = image_root(performer, world, ready).await?
-        && mounts.iter().all(|mount| mount.guest != root.guest)
-    {
-        mounts.insert(0, root);
+    // A volume that is mounted there is all that is seen.
+    if mounts.iter().all(|mount| mount.guest != "/") {
+        let live = performer.domains.live_of(&world.uid).await;
+        let live = live.ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
+        if let Some(root) = root::mount(world, &live, &spec, attempt, ready).await? {
+            mounts.insert(0, root);
+        }
     }
     let options = &world.options;
     Ok(StartContainer {
@@ -528,8 +533,8 @@ pub(crate) async fn start_request(
         args: process.args,
         env: process.env,
         mounts,
-        ports: ports(spec),
-        limits: limits(performer, spec),
+        ports: ports(&spec),
+        limits: limits(performer, &spec),
         http: HttpSettings {
             reuse: options.http_reuse,
             concurrency: options.http_concurrency,
@@ -544,6 +549,9 @@ pub(crate) async fn start_request(
             .clone()
             .unwrap_or_else(|| "/dev/termination-log".to_owned()),
         stdin: spec.stdin.unwrap_or(false),
+        stdin_once: spec.stdin_once.unwrap_or(false),
+        tty: spec.tty.unwrap_or(false),
+        cwd: process.working_dir,
         since_us: None,
     })
 }
@@ -691,28 +699,6 @@ async fn guest_mounts(
         mounts.push(GuestMount { guest, source, read_only: true, size_limit: None });
     }
     Ok(mounts)
-}
-
-/// The image's files as the container's `/`. They are mounted once in a tree, for all containers of the image, and stay until it goes.
-async fn image_root(
-    performer: &Performer,
-    world: &World,
-    ready: &ReadyImage,
-) -> Result<Option<GuestMount>, SetUpFailed> {
-    let Some(files) = &ready.image.root else { return Ok(None) };
-    let live = performer.domains.live_of(&world.uid).await;
-    let live = live.ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
-    let target = format!("{}/{}", layout::IMAGES, ready.image.digest.hex());
-    // One at a time: a mount is taken off before another comes in its place.
-    let _alone = live.images.lock().await;
-    // Collected and pulled again, it is another folder.
-    let is_there = live.domain.shows(files, Path::new(target.trim_start_matches('/')));
-    if !is_there.map_err(|error| SetUpFailed::config(format!("the image's files: {error}")))? {
-        let source = Source::Beneath { root: files.clone(), path: PathBuf::new() };
-        mount(&live.domain, source, &target, true, false).await?;
-    }
-    let guest = "/".to_owned();
-    Ok(Some(GuestMount { guest, source: target, read_only: true, size_limit: None }))
 }
 
 /// A part of a volume as it is now, for a container that starts: as in Kubernetes a subPath shows no later change. Comes back as where it

@@ -26,7 +26,7 @@ use crate::authorities;
 pub use crate::cgroup::{Limits, Usage};
 use crate::error::{HostError, Step};
 use crate::host::{Inner, blocking};
-use crate::mounts::{self, BindMount, Source};
+use crate::mounts::{self, BindMount, Layers, Source};
 use crate::names::DomainId;
 use crate::netlink::Change;
 use crate::network::{self, Link};
@@ -264,6 +264,22 @@ impl Domain {
         let (shared, target) = (self.inner.clone(), target.to_owned());
         blocking(move || mounts::tmpfs(shared.root.as_fd(), &target, size, shared.uid, "0777"))
             .await
+    }
+
+    /// Mounts a layer that the runner writes to over one that it only reads, unless something is mounted there already.
+    ///
+    /// # Errors
+    /// As for [`Domain::mount`]; and where the data directory's file system cannot be written to in this way (another overlay, a network's).
+    pub async fn mount_layers(&self, layers: Layers, target: &Path) -> Result<(), HostError> {
+        let (shared, target) = (self.inner.clone(), target.to_owned());
+        blocking(move || {
+            if mounts::is_mounted(shared.root.as_fd(), &target)? {
+                return Ok(());
+            }
+            let is_one_user_s = shared.host.user.is_some();
+            mounts::overlay(shared.root.as_fd(), &layers, &target, is_one_user_s)
+        })
+        .await
     }
 
     /// Takes a mount off; nothing mounted there is no error.

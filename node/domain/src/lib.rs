@@ -35,7 +35,7 @@ pub use cidr::{Blocks, Cidr};
 pub use domain::{Adopted, Domain, DomainSpec, Heir, Limits, Network};
 pub use error::HostError;
 pub use host::{Host, HostConfig};
-pub use mounts::{BindMount, Source};
+pub use mounts::{BindMount, Layers, Source};
 pub use names::{DataId, DomainId};
 pub use pool::{AddressPool, Slot};
 pub use ports::{NoPorts, PodPort, Protocol};

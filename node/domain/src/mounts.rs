@@ -319,6 +319,60 @@ pub(crate) fn attach_tmpfs(
     attach(mount.as_fd(), target)
 }
 
+/// Folders of a domain that one mount shows as one; paths in the domain's root.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// What is seen where nothing was written: a mount that [`bind`] made, with owners mapped.
+    pub lower: PathBuf,
+    /// What is written; an empty folder of the domain's user at first, on a disk that no guest reaches.
+    pub upper: PathBuf,
+    /// The kernel's own, beside it.
+    pub work: PathBuf,
+}
+
+/// Mounts layers on a path in `root`, making what is missing of the path.
+pub(crate) fn overlay(
+    root: BorrowedFd<'_>,
+    layers: &Layers,
+    target: &Path,
+    is_one_user_s: bool,
+) -> Result<(), HostError> {
+    let step = || format!("lay a writable layer over {} in the domain", layers.lower.display());
+    let resolved = |path: &Path| resolve(root, &relative(path)?).step(step);
+    let (lower, upper, work) =
+        (resolved(&layers.lower)?, resolved(&layers.upper)?, resolved(&layers.work)?);
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+    let set = |key: &str, value: &str| {
+        rustix::mount::fsconfig_set_string(&context, key, value).step(step)
+    };
+    for (key, folder) in [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)] {
+        set(key, &format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+    }
+    if is_one_user_s {
+        // What the kernel remembers of a file it can write down only where an ordinary user can.
+        rustix::mount::fsconfig_set_flag(&context, "userxattr").step(step)?;
+    }
+    rustix::mount::fsconfig_create(&context).step(step)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let mount = rustix::mount::fsmount(&context, flags, attributes).step(step)?;
+    let target = make_target(root, target, true)?;
+    attach(mount.as_fd(), target.as_fd()).step(step)
+}
+
+/// Whether something is mounted at a path in `root`.
+pub(crate) fn is_mounted(root: BorrowedFd<'_>, target: &Path) -> Result<bool, HostError> {
+    let target = relative(target)?;
+    let step = || format!("examine {} in the domain", target.display());
+    match resolve(root, &target) {
+        Ok(found) => is_mount_root(found.as_fd()).step(step),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error).step(step),
+    }
+}
+
 /// Takes a mount off, with all that is mounted on it, and the empty mount point away. Nothing mounted there: nothing to do.
 pub(crate) fn unmount(root: BorrowedFd<'_>, target: &Path) -> Result<(), HostError> {
     let target = relative(target)?;

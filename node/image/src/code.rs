@@ -236,6 +236,15 @@ impl CodeCache {
         result
     }
 
+    /// Code that is there already.
+    pub(crate) async fn existing(
+        &self,
+        compiler: &Compiler,
+        wasm: &Digest,
+    ) -> Result<Option<Code>, CompileError> {
+        self.cached(compiler, &self.known(&compiler.engine), wasm).await
+    }
+
     async fn cached(
         &self,
         compiler: &Compiler,
@@ -525,7 +534,7 @@ fn cpu_limit(limits: &CompileLimits) -> String {
     )
 }
 
-async fn in_background<T: Send + 'static>(
+pub(crate) async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))

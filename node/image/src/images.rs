@@ -17,6 +17,7 @@ use crate::credentials::{Credentials, Login};
 use crate::digest::Digest;
 use crate::error::{CompileError, PullError, PushError, StoreError};
 use crate::guard::{Failure, Guard, PullRules};
+use crate::loose::Digests;
 use crate::manifest::{Descriptor, Manifest, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::progress::{Progress, ProgressFn};
 use crate::pull::{Downloads, Pull, Pulled, blocking};
@@ -148,10 +149,11 @@ impl Default for CollectPolicy {
 #[derive(Clone)]
 pub struct Images(Arc<Inner>);
 
-struct Inner {
-    store: Arc<Store>,
-    code: CodeCache,
-    guard: Guard,
+pub(crate) struct Inner {
+    pub(crate) store: Arc<Store>,
+    pub(crate) code: CodeCache,
+    pub(crate) digests: Digests,
+    pub(crate) guard: Guard,
     tokens: Tokens,
     downloads: Downloads,
     quota: u64,
@@ -174,11 +176,16 @@ impl Images {
         Ok(Self(Arc::new(Inner {
             store: Arc::new(store),
             code,
+            digests: Digests::default(),
             guard,
             tokens: Tokens::default(),
             downloads: Downloads::default(),
             quota: config.store_quota_bytes,
         })))
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
     }
 
     /// The folder of an engine's code, made where it is not there: what a domain bind-mounts.

@@ -1,7 +1,8 @@
 //! Images on the agent's side: from the name in a pod's spec to compiled code on this machine's disk.
 //!
 //! Start at [`images`], which agent and command line use; then [`reference`], the name; [`pull`], which turns it into bytes by
-//! way of [`registry`] and [`guard`]; [`root`], which makes one folder of a container image's layers; [`store`], where they lie; [`code`] and [`compiler`], which make native code of them.
+//! way of [`registry`] and [`guard`]; [`root`], which makes one folder of a container image's layers; [`store`], where they lie; [`code`] and [`compiler`], which make native code of them;
+//! [`loose`], files that are in no image.
 //!
 //! Elsewhere: a pod's back-off and events (`copepod-node`), running the code (`copepod-runner`).
 //! Invariant: no module that was pulled is compiled, or even parsed beyond its first bytes, in the agent: the compile child does that.
@@ -15,6 +16,7 @@ mod error;
 mod guard;
 mod images;
 mod layers;
+mod loose;
 mod manifest;
 mod progress;
 mod pull;

@@ -114,6 +114,10 @@ impl Temp {
         &self.file
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the file visible as `target`: whole after a power cut, or not there.
     pub(crate) fn commit(mut self, target: &Path) -> io::Result<()> {
         // A failed fsync is final: the kernel forgets the pages, and a second one would lie. The file goes with `self`.

@@ -383,3 +383,35 @@ async fn the_code_of_engines_that_nobody_runs_goes_and_that_of_the_others_stays(
     assert!(!of_dead.exists() && of_living.exists());
     assert!(fixture.folder.path().join("code/tmp").exists());
 }
+
+#[tokio::test]
+async fn a_file_that_is_in_no_image_is_compiled_once_for_each_content() {
+    let fixture = Fixture::new();
+    let compiler = compiler(None);
+    let path = fixture.folder.path().join("tool.wasm");
+    let compiles = Mutex::new(0);
+    let count = |step| {
+        if matches!(step, Progress::Compiling { .. }) {
+            *compiles.lock().expect("held") += 1;
+        }
+    };
+    let code = |content: Vec<u8>| {
+        fs::write(&path, content).expect("written");
+        let file = fs::File::open(&path).expect("there");
+        fixture.images.code_of_file(file, &compiler, &count)
+    };
+
+    let one = code(program("one")).await.expect("compiled");
+    let again = code(program("one")).await.expect("cached");
+    let file = fs::File::open(&path).expect("there");
+    let seen = fixture.images.code_of_file(file, &compiler, &count).await.expect("cached");
+    let two = code(program("two")).await.expect("compiled");
+    let broken = code(b"\0asm\x01\0\0\0 no more".to_vec()).await.expect_err("refused");
+
+    assert_eq!((&one, &one), (&again, &seen));
+    assert_ne!(one.wasm, two.wasm);
+    assert_eq!(*compiles.lock().expect("held"), 3);
+    assert_eq!(broken.retry(), Retry::WhenChanged);
+    let left = fs::read_dir(fixture.folder.path().join("images/tmp")).expect("a folder").count();
+    assert_eq!(left, 0, "copies go once they are compiled");
+}

@@ -38,6 +38,7 @@ pub mod pods;
 pub mod route;
 mod sink;
 mod spdy;
+mod terminal;
 pub mod tls;
 mod usage;
 mod websocket;

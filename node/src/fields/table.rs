@@ -113,26 +113,39 @@ pub const SECTIONS: &[Section] = &[
     Section { title: "Pod security context", roots: &["spec.securityContext"], fields: POD_SECURITY },
     Section {
         title: "Containers",
-        roots: &["spec.containers[]", "spec.initContainers[]"],
+        roots: &["spec.containers[]", "spec.initContainers[]", "spec.ephemeralContainers[]"],
         fields: CONTAINER,
     },
     Section {
         title: "App containers alone",
         roots: &["spec.containers[]"],
-        fields: &[no(
-            "restartPolicy",
-            "a restart policy of an app container's own comes with a later version; write the pod's restartPolicy",
-        )],
+        fields: &[yes("restartPolicy", "the container's own, in the place of the pod's")
+            .accepts(Accepts::OneOf(&["Always", "OnFailure", "Never"]))],
     },
     Section {
         title: "Init containers alone",
         roots: &["spec.initContainers[]"],
         fields: &[yes("restartPolicy", "`Always` makes it a sidecar: the next one starts when this has started, and it stops last")
-            .accepts(Accepts::OneOf(&["Always"]))],
+            .accepts(Accepts::OneOf(&["Always", "OnFailure", "Never"]))],
+    },
+    Section {
+        title: "Ephemeral containers alone",
+        roots: &["spec.ephemeralContainers[]"],
+        fields: &[
+            no("restartPolicy", "an ephemeral container runs once; leave it out"),
+            moot(
+                "targetContainerName",
+                "all containers of a pod share its address; a guest has no processes to look at",
+            ),
+        ],
     },
     Section {
         title: "Container security context",
-        roots: &["spec.containers[].securityContext", "spec.initContainers[].securityContext"],
+        roots: &[
+            "spec.containers[].securityContext",
+            "spec.initContainers[].securityContext",
+            "spec.ephemeralContainers[].securityContext",
+        ],
         fields: SECURITY,
     },
     Section {
@@ -144,6 +157,9 @@ pub const SECTIONS: &[Section] = &[
             "spec.initContainers[].startupProbe",
             "spec.initContainers[].livenessProbe",
             "spec.initContainers[].readinessProbe",
+            "spec.ephemeralContainers[].startupProbe",
+            "spec.ephemeralContainers[].livenessProbe",
+            "spec.ephemeralContainers[].readinessProbe",
         ],
         fields: PROBE,
     },
@@ -154,6 +170,8 @@ pub const SECTIONS: &[Section] = &[
             "spec.containers[].lifecycle.preStop",
             "spec.initContainers[].lifecycle.postStart",
             "spec.initContainers[].lifecycle.preStop",
+            "spec.ephemeralContainers[].lifecycle.postStart",
+            "spec.ephemeralContainers[].lifecycle.preStop",
         ],
         fields: HOOK,
     },
@@ -193,7 +211,10 @@ const POD: &[Field] = &[
     )
     .accepts(Accepts::OneOf(&["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"])),
     moot("enableServiceLinks", "there are no Services without a cluster"),
-    no("ephemeralContainers", "comes with a later version; use `copepod exec`"),
+    yes(
+        "ephemeralContainers",
+        "added to a pod that runs (`kubectl debug`); started at once, never twice, and no part of the pod's phase or readiness",
+    ),
     moot("evictionResponders", "the Eviction API's; nothing evicts here").deep(),
     yes("hostAliases", "names that the pod's guests resolve first"),
     yes("hostAliases[].hostnames", ""),
@@ -283,16 +304,17 @@ const SECURITY: &[Field] = &[
     moot("capabilities", "a guest has none"),
     moot(
         "capabilities.add",
-        "a guest can hold no capabilities; it may bind ports below 1024 without one",
+        "a guest can hold no capabilities; it may bind ports below 1024 without one, and has no other's processes to trace",
     )
-    .accepts(Accepts::Items(&["NET_BIND_SERVICE"])),
+    // The second is what `kubectl debug` asks for unless told otherwise.
+    .accepts(Accepts::Items(&["NET_BIND_SERVICE", "SYS_PTRACE"])),
     moot("capabilities.drop", "a guest has none to lose"),
     moot("privileged", "a guest cannot be privileged; write false or leave it out")
         .accepts(Accepts::False),
     moot("procMount", "a guest has no /proc").accepts(Accepts::OneOf(&["Default"])),
-    moot(
+    yes(
         "readOnlyRootFilesystem",
-        "the image's files are read-only for now in either case; mount an emptyDir where the program writes",
+        "else what the container writes to its image's files lies above them, and goes with the run; a wasm artifact has no files, so nothing but its mounts is there",
     ),
     moot("runAsGroup", NO_USERS),
     moot("runAsNonRoot", NO_USERS),
@@ -333,7 +355,7 @@ const CONTAINER: &[Field] = &[
     yes("envFrom[].secretRef", ""),
     yes("envFrom[].secretRef.name", ""),
     yes("envFrom[].secretRef.optional", ""),
-    yes("image", "a wasm artifact, or a container image whose entrypoint is a .wasm, whose files are read-only at `/`; a Linux image leaves the container waiting"),
+    yes("image", "a wasm artifact, or a container image whose entrypoint is a .wasm, whose files are at `/`; a Linux image leaves the container waiting"),
     yes("imagePullPolicy", "").accepts(Accepts::OneOf(&["Always", "IfNotPresent", "Never"])),
     yes("lifecycle", "not for init containers that are no sidecars"),
     yes("lifecycle.postStart", "runs beside the program; its failure ends the container"),
@@ -358,14 +380,18 @@ const CONTAINER: &[Field] = &[
         .accepts(Accepts::Keys(&["cpu", "memory"])),
     yes("resources.requests", "cpu is a weight; the rest is the scheduler's")
         .accepts(Accepts::Keys(&["cpu", "memory", "ephemeral-storage"])),
-    no("restartPolicyRules", "comes with a later version; write the pod's restartPolicy"),
+    yes("restartPolicyRules", "the first that fits an exit code restarts the container, before any policy"),
+    yes("restartPolicyRules[].action", "").accepts(Accepts::OneOf(&["Restart"])),
+    yes("restartPolicyRules[].exitCodes", ""),
+    yes("restartPolicyRules[].exitCodes.operator", "").accepts(Accepts::OneOf(&["In", "NotIn"])),
+    yes("restartPolicyRules[].exitCodes.values", "at most 255"),
     yes("securityContext", ""),
     yes("startupProbe", "gates the other two"),
-    yes("stdin", "stays open and empty; nothing attaches yet"),
-    moot("stdinOnce", "nothing attaches yet"),
+    yes("stdin", "stays open for `attach`"),
+    yes("stdinOnce", "stdin ends with the first client"),
     yes("terminationMessagePath", ""),
     yes("terminationMessagePolicy", "").accepts(Accepts::OneOf(&["File", "FallbackToLogsOnError"])),
-    no("tty", "terminals come with a later version; leave it out"),
+    yes("tty", "the program is told of a terminal; who attaches has one, with lines, echo and Ctrl-D"),
     no("volumeDevices", "a guest has no block devices; use volumeMounts"),
     yes("volumeMounts", "outer before inner, whatever their order"),
     no("volumeMounts[].bindMountOptions", "a guest makes no mounts; leave it out"),
@@ -377,7 +403,10 @@ const CONTAINER: &[Field] = &[
         .accepts(Accepts::OneOf(&["Disabled", "IfPossible"])),
     yes("volumeMounts[].subPath", "relative and without `..`; never through a link; of a configMap and the like as it was at the start"),
     yes("volumeMounts[].subPathExpr", "as subPath, after its variables are replaced"),
-    moot("workingDir", "a guest starts in /; write absolute paths").accepts(Accepts::OneOf(&["/"])),
+    yes(
+        "workingDir",
+        "else the image's; told by `initial-cwd` and by PWD: programs whose language looks at neither begin in /",
+    ),
 ];
 
 const PROBE: &[Field] = &[

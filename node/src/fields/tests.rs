@@ -117,9 +117,15 @@ fn an_empty_value_is_as_good_as_none() {
 }
 
 #[test]
-fn restart_policy_is_one_thing_for_init_containers_and_another_for_app_containers() {
-    let policy = json!([{"name": "c", "restartPolicy": "Always"}]);
+fn restart_policy_is_of_init_and_app_containers_and_not_of_ephemeral_ones() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let container = json!([{"name": "c", "restartPolicy": policy}]);
 
-    assert_eq!(refused(json!({"initContainers": policy})), [""; 0]);
-    assert_eq!(refused(json!({"containers": policy})), ["spec.containers[0].restartPolicy"]);
+        assert_eq!(refused(json!({"initContainers": container})), [""; 0]);
+        assert_eq!(refused(json!({"containers": container})), [""; 0]);
+        assert_eq!(
+            refused(json!({"ephemeralContainers": container})),
+            ["spec.ephemeralContainers[0].restartPolicy"]
+        );
+    }
 }

@@ -238,10 +238,10 @@ impl Slot {
         Some(crashed.max(held))
     }
 
-    /// It runs from another image than the spec names now. An init container runs to its end.
+    /// It runs from another image than the spec names now. An init container runs to its end, and an ephemeral one never changes.
     pub(crate) fn is_outdated(&self) -> bool {
         let State::Running(Running { image: Some(image), .. }) = &self.state else { return false };
-        *image != self.spec.image && self.spec.role != Role::Init
+        *image != self.spec.image && self.spec.role.counts()
     }
 
     /// The spec names another image from now on; whatever was found out about the one before is of no use.
@@ -305,8 +305,7 @@ impl Slot {
         // An attempt replayed without its sending (a fast exit) still counts as sent.
         self.sent = self.sent.max(self.attempts);
         let ended = Ended { attempt: Some(attempt), exit };
-        self.state = if restarts && (replaced || self.spec.restart.restarts_after(ended.exit.code))
-        {
+        self.state = if restarts && (replaced || self.spec.restarts_after(ended.exit.code)) {
             // Of another image nothing is known that would hold it back.
             let crashed = (!replaced).then(|| self.crashes.after(ended.exit.finished_at));
             let waiting = Waiting { crashed, image: Image::Wanted };

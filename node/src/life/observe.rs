@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    EndReason, ExitRecord, Fact, HookKind, PodEvent, PodLife, ProbeKind, ProbeResult, Pulled,
-    RestartPolicy, Role, Sandbox, Slot, Stage, State,
+    EndReason, ExitRecord, Fact, HookKind, PodEvent, PodLife, ProbeKind, ProbeResult, Pulled, Role,
+    Sandbox, Slot, Stage, State,
     backoff::{self, go_duration, later},
     container::{Hook, Image, Trouble, lost},
     probe::{Verdict, probe_of},
@@ -366,7 +366,7 @@ impl PodLife {
         grace: Option<Duration>,
         now: Timestamp,
     ) {
-        let restarts = self.slots[i].spec.restart != RestartPolicy::Never;
+        let restarts = !self.slots[i].spec.runs_once();
         let then = if restarts { ", will be restarted" } else { "" };
         let message = format!("Container {container} failed {why}{then}");
         self.event(false, "Killing", message, Some(i));

@@ -104,11 +104,13 @@ impl PodLife {
                 Role::Sidecar if open || slot.attempts > 0 => startable.push(i),
                 Role::Init if open && !self.initialized => startable.push(i),
                 Role::Main if open && self.initialized => startable.push(i),
+                Role::Ephemeral => startable.push(i),
                 _ => {}
             }
             open &= match slot.spec.role {
                 Role::Main => !slot.holds_up_the_next(),
                 Role::Init | Role::Sidecar => self.initialized || slot.lets_the_next_start(),
+                Role::Ephemeral => true,
             };
         }
         startable

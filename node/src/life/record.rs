@@ -128,7 +128,7 @@ impl PodLife {
     pub(super) fn settle(&mut self, now: Timestamp) {
         // Once all is over, a container that only counts as ended says nothing of the others' turn.
         if !self.initialized && matches!(self.stage, Stage::Live | Stage::Ending { .. }) {
-            let inits = self.slots.iter().filter(|slot| slot.spec.role != Role::Main);
+            let inits = self.slots.iter().filter(|slot| slot.spec.role.is_init());
             self.initialized =
                 self.sandbox == Sandbox::Up && inits.into_iter().all(Slot::lets_the_next_start);
         }
@@ -168,6 +168,7 @@ impl PodLife {
             (State::Ended(ended), Role::Main) => ended.exit.code == 0,
             (_, Role::Main) => false,
             (_, Role::Init | Role::Sidecar) => !Self::init_failed(slot),
+            (_, Role::Ephemeral) => true,
         };
         if why != EndReason::DeadlineExceeded && self.slots.iter().all(succeeded) {
             Phase::Succeeded
@@ -205,8 +206,13 @@ impl PodLife {
         if self.stage != Stage::Live {
             return;
         }
-        let has_run = self.slots.iter().any(|slot| slot.attempts > 0);
-        if self.spec.restart == RestartPolicy::Never && has_run {
+        let ran = |slot: &Slot| slot.spec.role != Role::Ephemeral && slot.attempts > 0;
+        let mut to_the_end =
+            self.slots.iter().filter(|it| matches!(it.spec.role, Role::Init | Role::Main));
+        if self.spec.restart == RestartPolicy::Never
+            && self.slots.iter().any(ran)
+            && to_the_end.all(|slot| slot.spec.runs_once())
+        {
             // Nothing of such a pod runs twice: what has not run yet never will.
             self.end(at, EndReason::Lost, true);
             return;

@@ -12,7 +12,12 @@ use k8s_openapi::{
 };
 
 use super::words::PullPolicy;
-use crate::{env::with_static_variables, name::ContainerName, refusal::Refusal};
+use crate::{
+    containers::{List, of_ephemeral},
+    env::with_static_variables,
+    name::ContainerName,
+    refusal::Refusal,
+};
 
 /// The longest grace, deadline, delay or period that we count with: ten years. What is longer is cut to it (no overflow).
 pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -38,8 +43,10 @@ pub(crate) struct LifeSpec {
 pub(crate) struct ContainerSpec {
     pub(crate) name: ContainerName,
     pub(crate) role: Role,
-    /// The pod's policy, or what the role makes of it.
+    /// Its own policy, or the pod's, or what the role makes of that.
     pub(crate) restart: RestartPolicy,
+    /// Exit codes after which it is started again, whatever the policy.
+    pub(crate) restart_rules: Vec<RestartRule>,
     pub(crate) image: Arc<str>,
     pub(crate) pull: PullPolicy,
     pub(crate) startup: Option<ProbeSpec>,
@@ -60,6 +67,28 @@ pub(crate) enum Role {
     Sidecar,
     /// An app container.
     Main,
+    /// Added to a pod that runs, to look around in it: runs once, whatever the others do, and says nothing of the pod.
+    Ephemeral,
+}
+
+impl Role {
+    /// One of those that come before the app.
+    pub(crate) fn is_init(self) -> bool {
+        matches!(self, Self::Init | Self::Sidecar)
+    }
+
+    /// One that the pod is ready by, and there for.
+    pub(crate) fn counts(self) -> bool {
+        matches!(self, Self::Main | Self::Sidecar)
+    }
+}
+
+/// `restartPolicyRules`: the first that fits an exit code decides, before any policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RestartRule {
+    /// Fits codes in `values`; else those that are not.
+    pub(crate) is_in: bool,
+    pub(crate) values: Vec<i32>,
 }
 
 /// When a container is started again after its end.
@@ -77,6 +106,19 @@ impl RestartPolicy {
             Self::OnFailure => code != 0,
             Self::Never => false,
         }
+    }
+}
+
+impl ContainerSpec {
+    /// Whether it is started again after this exit code: by its rules, then by its policy.
+    pub(crate) fn restarts_after(&self, code: i32) -> bool {
+        let fits = |rule: &RestartRule| rule.values.contains(&code) == rule.is_in;
+        self.restart_rules.iter().any(fits) || self.restart.restarts_after(code)
+    }
+
+    /// It never runs twice.
+    pub(crate) fn runs_once(&self) -> bool {
+        self.restart == RestartPolicy::Never && self.restart_rules.is_empty()
     }
 }
 
@@ -138,18 +180,8 @@ impl LifeSpec {
         let Some(spec) = &pod.spec else {
             return Err(vec![Refusal::new("spec", "a pod needs a spec")]);
         };
-        let restart = match spec.restart_policy.as_deref() {
-            None | Some("Always") => RestartPolicy::Always,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            Some("Never") => RestartPolicy::Never,
-            Some(other) => {
-                wrong.push(Refusal::new(
-                    "spec.restartPolicy",
-                    format!("{other:?} is unknown; write Always, OnFailure or Never"),
-                ));
-                RestartPolicy::Never
-            }
-        };
+        let restart = parse_policy(&spec.restart_policy, "spec.restartPolicy", &mut wrong);
+        let restart = restart.unwrap_or(RestartPolicy::Always);
         let mut containers = Vec::new();
         for (i, container) in spec.init_containers.iter().flatten().enumerate() {
             let sidecar = container.restart_policy.as_deref() == Some("Always");
@@ -160,6 +192,17 @@ impl LifeSpec {
         for (i, container) in spec.containers.iter().enumerate() {
             let path = format!("spec.containers[{i}]");
             containers.extend(parse_container(container, Role::Main, restart, &path, &mut wrong));
+        }
+        for (i, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
+            let (path, container) =
+                (format!("spec.ephemeralContainers[{i}]"), of_ephemeral(container));
+            containers.extend(parse_container(
+                &container,
+                Role::Ephemeral,
+                RestartPolicy::Never,
+                &path,
+                &mut wrong,
+            ));
         }
         if !wrong.is_empty() {
             return Err(wrong);
@@ -187,12 +230,15 @@ fn parse_container(
     let name = ContainerName::try_from(container.name.as_str())
         .map_err(|e| wrong.push(Refusal::new(format!("{path}.name"), e.to_string())))
         .ok()?;
-    let restart = match (role, pod_restart) {
+    let own = parse_policy(&container.restart_policy, &format!("{path}.restartPolicy"), wrong);
+    let restart = match (role, own.unwrap_or(pod_restart)) {
         (Role::Sidecar, _) => RestartPolicy::Always,
-        // An init container that succeeded is done, whatever the pod's policy.
+        // An init container that succeeded is done, whatever the policy.
         (Role::Init, RestartPolicy::Always) => RestartPolicy::OnFailure,
+        (Role::Ephemeral, _) => RestartPolicy::Never,
         (Role::Init | Role::Main, policy) => policy,
     };
+    let restart_rules = parse_rules(container, path, wrong);
     let pull = match container.image_pull_policy.as_deref() {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
@@ -221,12 +267,18 @@ fn parse_container(
     };
     let post_start = hook(lifecycle.and_then(|l| l.post_start.as_ref()), "postStart");
     let pre_stop = hook(lifecycle.and_then(|l| l.pre_stop.as_ref()), "preStop");
-    let list = if role == Role::Main { "containers" } else { "initContainers" };
+    let list = match role {
+        Role::Main => List::App,
+        Role::Init | Role::Sidecar => List::Init,
+        Role::Ephemeral => List::Ephemeral,
+    };
+    let list = list.field();
     Some(ContainerSpec {
         field_path: format!("spec.{list}{{{name}}}"),
         name,
         role,
         restart,
+        restart_rules,
         image: container.image.clone().unwrap_or_default().into(),
         pull,
         startup,
@@ -235,6 +287,56 @@ fn parse_container(
         post_start,
         pre_stop,
     })
+}
+
+fn parse_policy(
+    word: &Option<String>,
+    path: &str,
+    wrong: &mut Vec<Refusal>,
+) -> Option<RestartPolicy> {
+    match word.as_deref() {
+        None | Some("") => None,
+        Some("Always") => Some(RestartPolicy::Always),
+        Some("OnFailure") => Some(RestartPolicy::OnFailure),
+        Some("Never") => Some(RestartPolicy::Never),
+        Some(other) => {
+            let message = format!("{other:?} is unknown; write Always, OnFailure or Never");
+            wrong.push(Refusal::new(path, message));
+            None
+        }
+    }
+}
+
+/// As the API server: at most 20 rules, with a policy beside them. Their words are judged by the table of fields.
+fn parse_rules(container: &Container, path: &str, wrong: &mut Vec<Refusal>) -> Vec<RestartRule> {
+    let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
+    let path = format!("{path}.restartPolicyRules");
+    if !rules.is_empty() && container.restart_policy.as_deref().is_none_or(str::is_empty) {
+        let message = "write the container's restartPolicy too, for the codes that no rule fits";
+        wrong.push(Refusal::new(&*path, message));
+    }
+    if rules.len() > 20 {
+        wrong.push(Refusal::new(&*path, "a container has at most 20 rules"));
+    }
+    let mut parsed = Vec::new();
+    for (i, rule) in rules.iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        let Some(codes) = &rule.exit_codes else {
+            wrong.push(Refusal::new(
+                format!("{path}.exitCodes"),
+                "write which exit codes it is for",
+            ));
+            continue;
+        };
+        let is_in = codes.operator == "In";
+        let values = codes.values.clone().unwrap_or_default();
+        if values.len() > 255 {
+            let message = "a rule has at most 255 exit codes";
+            wrong.push(Refusal::new(format!("{path}.exitCodes.values"), message));
+        }
+        parsed.push(RestartRule { is_in, values });
+    }
+    parsed
 }
 
 fn parse_probe(

@@ -1,5 +1,6 @@
 mod bench;
 mod deletion;
+mod ephemeral;
 mod order;
 mod probes;
 mod recovery;

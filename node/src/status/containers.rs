@@ -1,6 +1,6 @@
 //! The status of each container: its state, the run before, and what of its spec is in effect.
 //!
-//! Absent: the pod's own status (`super`), ephemeral containers (refused).
+//! Absent: the pod's own status (`super`).
 
 use k8s_openapi::{
     api::core::v1::{
@@ -10,6 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
+use crate::containers::{self, List};
 use crate::life::{Ended, ExitReason, PodLife, Role, Slot, Stage, State, go_duration};
 
 /// Most bytes of one termination message; the kubelet's `MaxContainerTerminationMessageLength`.
@@ -17,24 +18,30 @@ const LONGEST_MESSAGE: usize = 4096;
 /// Most bytes of all termination messages of a pod; the kubelet's `MaxPodTerminationMessageLogLength`.
 const LONGEST_MESSAGES: usize = 12 * 1024;
 
+/// One status for each container.
+#[derive(Debug, Default)]
+pub(super) struct ContainerStatuses {
+    pub(super) apps: Vec<ContainerStatus>,
+    pub(super) inits: Vec<ContainerStatus>,
+    pub(super) ephemeral: Vec<ContainerStatus>,
+}
+
 impl PodLife {
-    /// App containers by name, init containers and sidecars in spec order.
-    pub(super) fn container_statuses(&self) -> (Vec<ContainerStatus>, Vec<ContainerStatus>) {
-        let spec = self.pod.spec.as_ref();
-        let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-        let mains = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-        let containers = inits.iter().chain(mains);
-        let (mut main_statuses, mut init_statuses) = (Vec::new(), Vec::new());
+    /// App containers and ephemeral ones by name, init containers and sidecars in spec order.
+    pub(super) fn container_statuses(&self) -> ContainerStatuses {
+        let mut statuses = ContainerStatuses::default();
         // The slots were made from these lists, in this order.
-        for (slot, container) in self.slots.iter().zip(containers) {
-            let status = self.container_status(slot, container);
-            match slot.spec.role {
-                Role::Main => main_statuses.push(status),
-                Role::Init | Role::Sidecar => init_statuses.push(status),
+        for (slot, listed) in self.slots.iter().zip(containers::all(&self.pod)) {
+            let status = self.container_status(slot, &listed.container);
+            match listed.list {
+                List::App => statuses.apps.push(status),
+                List::Init => statuses.inits.push(status),
+                List::Ephemeral => statuses.ephemeral.push(status),
             }
         }
-        main_statuses.sort_by(|a, b| a.name.cmp(&b.name));
-        (main_statuses, init_statuses)
+        statuses.apps.sort_by(|a, b| a.name.cmp(&b.name));
+        statuses.ephemeral.sort_by(|a, b| a.name.cmp(&b.name));
+        statuses
     }
 
     fn container_status(&self, slot: &Slot, container: &Container) -> ContainerStatus {
@@ -125,7 +132,7 @@ impl PodLife {
                 )),
             };
         }
-        let has_inits = self.slots.iter().any(|slot| slot.spec.role != Role::Main);
+        let has_inits = self.slots.iter().any(|slot| slot.spec.role.is_init());
         let reason = if has_inits { "PodInitializing" } else { "ContainerCreating" };
         ContainerStateWaiting { reason: Some(reason.to_owned()), message: None }
     }

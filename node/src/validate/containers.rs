@@ -81,6 +81,30 @@ pub(super) fn check(
     check_mounts(container, path, spec, wrong);
 }
 
+/// As the API server: an ephemeral container is there to look around, and asks for nothing of the node's.
+pub(super) fn check_ephemeral(
+    container: &Container,
+    path: &str,
+    spec: &PodSpec,
+    wrong: &mut Wrong,
+) {
+    check(container, path, false, spec, wrong);
+    let has_resources = container.resources.as_ref().is_some_and(|it| *it != Default::default());
+    for (field, is_there) in [
+        ("ports", container.ports.as_ref().is_some_and(|ports| !ports.is_empty())),
+        ("startupProbe", container.startup_probe.is_some()),
+        ("livenessProbe", container.liveness_probe.is_some()),
+        ("readinessProbe", container.readiness_probe.is_some()),
+        ("lifecycle", container.lifecycle.is_some()),
+        ("resources", has_resources),
+        ("restartPolicyRules", container.restart_policy_rules.is_some()),
+    ] {
+        if is_there {
+            wrong.add(format!("{path}.{field}"), "an ephemeral container has none; leave it out");
+        }
+    }
+}
+
 fn check_image(container: &Container, path: &str, wrong: &mut Wrong) {
     let field = format!("{path}.image");
     let image = container.image.as_deref().unwrap_or_default();

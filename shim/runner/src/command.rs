@@ -19,8 +19,17 @@ use crate::guest::{GuestState, Preview1State, Stdio};
 pub enum Purpose {
     /// To be the container: with its arguments, and the ports that it declares.
     Main,
-    /// To run beside it, with these arguments.
-    Exec(Vec<String>),
+    /// To run beside it.
+    Exec(Beside),
+}
+
+/// What an instance beside the container's own has of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Variables beside the container's.
+    pub env: Vec<(String, String)>,
 }
 
 impl Purpose {
@@ -28,7 +37,15 @@ impl Purpose {
     pub(crate) fn args(&self) -> Option<&Vec<String>> {
         match self {
             Self::Main => None,
-            Self::Exec(args) => Some(args),
+            Self::Exec(beside) => Some(&beside.args),
+        }
+    }
+
+    /// Variables beside the container's.
+    pub(crate) fn more_env(&self) -> &[(String, String)] {
+        match self {
+            Self::Main => &[],
+            Self::Exec(beside) => &beside.env,
         }
     }
 
@@ -119,8 +136,7 @@ async fn run_unguarded(
             let mut place = container.engines.command_place(program);
             let (mut store, command) = loop {
                 let engine = place.pre().engine();
-                let mut store =
-                    GuestState::store(container, engine, stdio(), purpose.args().cloned());
+                let mut store = GuestState::store(container, engine, stdio(), purpose.clone());
                 match container.metered(place.pre().instantiate_async(&mut store)).await {
                     Ok(command) => break (store, command),
                     Err(error) if place.makes_way(&error) => {}

@@ -5,6 +5,7 @@
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +13,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use copepod_net::{NetCtx, PodNet};
 use copepod_shim::protocol::StartContainer;
+use copepod_shim::seen;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
+use crate::attach::Stdin;
 use crate::code::Code;
 use crate::cpu::{self, Cpu};
 use crate::engines::Engines;
@@ -40,6 +43,8 @@ pub struct Container {
     pub ledger: Arc<Ledger>,
     /// Its CPU time.
     pub cpu: Cpu,
+    /// Its stdin, where its spec has one.
+    pub stdin: Option<Stdin>,
     /// Its log.
     pub log: Arc<Log>,
     /// HTTP requests answered.
@@ -103,6 +108,7 @@ impl Container {
         Arc::new(Self {
             name: spec.id.container.as_str().into(),
             cpu: Cpu::new(spec.limits.cpu_millis),
+            stdin: spec.stdin.then(|| Stdin::new(spec.stdin_once, spec.tty)),
             log: Log::new(root.path(&spec.log), &spec.limits, &ledger),
             ledger,
             requests: AtomicU64::new(0),
@@ -139,6 +145,16 @@ impl Container {
     /// The first that cannot be opened.
     pub fn open_directories(&self) -> io::Result<Vec<(Dir, String)>> {
         self.mounts.iter().map(|mount| Ok((mount.open()?, mount.guest.clone()))).collect()
+    }
+
+    /// Opens the wasm file that the guest sees by this name. It waits for the disk.
+    pub fn open_program(&self, name: &str) -> Option<OwnedFd> {
+        let folders: Vec<_> = self
+            .mounts
+            .iter()
+            .map(|mount| seen::Folder { guest: &mount.guest, source: mount.source.clone() })
+            .collect();
+        Some(seen::open(&folders, &self.spec.cwd, &self.spec.env, name)?.into())
     }
 
     /// Puts the guest's last words, if it left any, where the agent reads them.

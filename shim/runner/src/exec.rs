@@ -1,7 +1,8 @@
 //! The standard streams of an exec: descriptors that came with the request.
 //!
 //! The agent hands over pipes or sockets of its own, never a terminal that others share: they are made non-blocking here.
-//! A reader that is gone is an error of the guest's write and never a hang. Absent: terminals' sizes.
+//! A reader that is gone is an error of the guest's write and never a hang; a program that believes to be at a terminal ends with it, as
+//! by a hangup. Absent: terminals, which the agent has, and their sizes.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,25 +14,36 @@ use std::time::Duration;
 use bytes::Bytes;
 use copepod_shim::protocol::Failure;
 use rustix::fs::{FileType, OFlags};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use crate::guest::Stdio;
+use crate::log::Stream;
 
 /// What a guest may write before the other side has read: a pipe's own size.
 const BUFFER: usize = 64 << 10;
+
+/// What an attached client may be behind what its container writes, before it is let go.
+const BEHIND: usize = 1 << 20;
 
 /// How long what the guest wrote last may take to be read after its end.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// The three streams of one exec.
 pub struct Streams {
-    stdin: Stdin,
+    stdin: Option<Stdin>,
     stdout: Output,
     stderr: Output,
+    is_terminal: bool,
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streams").field("is_terminal", &self.is_terminal).finish_non_exhaustive()
+    }
 }
 
 /// One input, whichever instance reads it in the end.
@@ -54,39 +66,70 @@ impl StdinStream for Stdin {
     }
 }
 
-type Input = Box<dyn AsyncRead + Send + Sync + Unpin>;
+/// What a client writes.
+pub type Input = Box<dyn AsyncRead + Send + Sync + Unpin>;
 
 impl Streams {
-    /// Takes stdin, stdout and stderr. To be called within the runtime.
+    /// Takes stdin, stdout and stderr of a program. To be called within the runtime.
     ///
     /// # Errors
     /// [`Failure::Refused`]: there are not three, or they are none that can be waited for.
-    pub fn new(descriptors: Vec<OwnedFd>) -> Result<Self, Failure> {
+    pub fn new(descriptors: Vec<OwnedFd>, is_terminal: bool) -> Result<Self, Failure> {
+        let (input, streams) = Self::of_client(descriptors)?;
+        let stdin = Some(Stdin(Arc::new(AsyncStdinStream::new(input))));
+        Ok(Self { stdin, is_terminal, ..streams })
+    }
+
+    /// Takes the same of a client that is attached to a program, whose input comes back by itself.
+    ///
+    /// # Errors
+    /// As [`Streams::new`].
+    pub fn of_client(descriptors: Vec<OwnedFd>) -> Result<(Input, Self), Failure> {
         let refused = |message: String| Failure::Refused { reason: "ExecFailed".into(), message };
         let [stdin, stdout, stderr]: [OwnedFd; 3] = descriptors
             .try_into()
             .map_err(|_| refused("an exec needs three descriptors".into()))?;
         let failed = |error: io::Error| refused(format!("a stream cannot be used: {error}"));
-        Ok(Self {
-            stdin: Stdin(Arc::new(AsyncStdinStream::new(input(stdin).map_err(failed)?))),
+        let streams = Self {
+            stdin: None,
             stdout: Output::new(End::new(stdout).map_err(failed)?),
             stderr: Output::new(End::new(stderr).map_err(failed)?),
-        })
+            is_terminal: false,
+        };
+        Ok((input(stdin).map_err(failed)?, streams))
     }
 
     /// The guest's ends of them; the same each time.
     pub fn stdio(&self) -> Stdio {
         Stdio {
-            stdin: Box::new(self.stdin.clone()),
+            stdin: match &self.stdin {
+                Some(stdin) => Box::new(stdin.clone()),
+                None => Box::new(tokio::io::empty()),
+            },
             stdout: Box::new(self.stdout.clone()),
             stderr: Box::new(self.stderr.clone()),
+            is_terminal: self.is_terminal,
+        }
+    }
+
+    /// Shows an attached client what its container has written; whether it is still there. To be called within the runtime.
+    pub fn offer(&self, stream: Stream, bytes: &[u8]) -> bool {
+        match stream {
+            Stream::Stdout => self.stdout.offer(bytes),
+            Stream::Stderr => self.stderr.offer(bytes),
+        }
+    }
+
+    /// Resolves once nobody reads what is written, where that can be told.
+    pub async fn abandoned(&self) {
+        tokio::select! {
+            () = self.stdout.abandoned() => {}
+            () = self.stderr.abandoned() => {}
         }
     }
 
     /// Lets what was written be read, for a while.
-    pub async fn finish(self) {
-        // Nobody reads it any more.
-        drop(self.stdin);
+    pub async fn finish(&self) {
         let both = futures::future::join(self.stdout.drained(), self.stderr.drained());
         let _ = tokio::time::timeout(LINGER, both).await;
     }
@@ -164,6 +207,35 @@ impl Output {
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what can be written at once, and has the rest follow; `false`: nobody reads it, or not fast enough.
+    fn offer(&self, bytes: &[u8]) -> bool {
+        let mut pending = self.lock();
+        let waits = !pending.buffer.is_empty();
+        if pending.buffer.len() + bytes.len() > BEHIND {
+            pending.closed = true;
+            pending.buffer = Vec::new();
+        }
+        if pending.closed {
+            return false;
+        }
+        pending.buffer.extend_from_slice(bytes);
+        pending.write_some();
+        if !waits && !pending.buffer.is_empty() {
+            let output = self.clone();
+            drop(tokio::spawn(async move { output.drained().await }));
+        }
+        !pending.closed
+    }
+
+    /// Resolves once its reader is gone. Only of a pipe that can be told.
+    async fn abandoned(&self) {
+        let end = self.lock().end.clone();
+        match &*end {
+            End::Pipe(pipe) => drop(pipe.ready(Interest::ERROR).await),
+            End::Socket(_) | End::Ready(_) => std::future::pending().await,
+        }
     }
 
     /// Resolves once nothing waits to be written, or nobody will read it.

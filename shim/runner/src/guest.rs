@@ -15,7 +15,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::bindings::cli::{environment, stderr, stdin, stdout};
 use wasmtime_wasi::p2::bindings::filesystem::preopens;
-use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, InputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -46,61 +46,45 @@ pub struct Stdio {
     pub stdout: Box<dyn StdoutStream + Sync>,
     /// Standard error.
     pub stderr: Box<dyn StdoutStream + Sync>,
+    /// Whether the guest is told that they are a terminal.
+    pub is_terminal: bool,
 }
 
 impl Stdio {
     /// Both outputs to the container's log; stdin as its spec says.
     pub fn of_container(container: &Container) -> Self {
-        let stdin: Box<dyn StdinStream + Sync> =
-            if container.spec.stdin { Box::new(OpenStdin) } else { Box::new(tokio::io::empty()) };
+        let stdin: Box<dyn StdinStream + Sync> = match &container.stdin {
+            Some(stdin) => Box::new(stdin.clone()),
+            None => Box::new(tokio::io::empty()),
+        };
         Self {
             stdin,
             stdout: Box::new(container.log.writer(Stream::Stdout)),
             stderr: Box::new(container.log.writer(Stream::Stderr)),
+            is_terminal: container.spec.tty,
         }
     }
 }
 
-/// A standard input that is open and never has a byte: a pod's `stdin: true` with nobody attached.
+/// What the interfaces that ask for a terminal look at; nobody reads from it or writes to it.
 #[derive(Clone, Copy, Debug)]
-pub struct OpenStdin;
+struct Terminal;
 
-impl IsTerminal for OpenStdin {
+impl IsTerminal for Terminal {
     fn is_terminal(&self) -> bool {
-        false
+        true
     }
 }
 
-impl StdinStream for OpenStdin {
+impl StdinStream for Terminal {
     fn async_stream(&self) -> Box<dyn tokio::io::AsyncRead + Send + Sync> {
-        Box::new(Self)
-    }
-
-    fn p2_stream(&self) -> Box<dyn InputStream> {
-        Box::new(Self)
+        Box::new(tokio::io::empty())
     }
 }
 
-impl InputStream for OpenStdin {
-    fn read(&mut self, _: usize) -> StreamResult<bytes::Bytes> {
-        Ok(bytes::Bytes::new())
-    }
-}
-
-#[wasmtime_wasi::async_trait]
-impl Pollable for OpenStdin {
-    async fn ready(&mut self) {
-        std::future::pending().await
-    }
-}
-
-impl tokio::io::AsyncRead for OpenStdin {
-    fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        _: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Pending
+impl StdoutStream for Terminal {
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        Box::new(tokio::io::sink())
     }
 }
 
@@ -240,7 +224,7 @@ pub struct GuestState {
     outgoing: Outgoing,
     net: NetCtx,
     stdio: Stdio,
-    args: Option<Vec<String>>,
+    purpose: Purpose,
     meter: Meter,
 }
 
@@ -250,18 +234,23 @@ impl GuestState {
         container: &Arc<Container>,
         engine: &wasmtime::Engine,
         stdio: Stdio,
-        args: Option<Vec<String>>,
+        purpose: Purpose,
     ) -> Store<Self> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.max_random_size(MAX_RANDOM);
+        if stdio.is_terminal {
+            wasi.stdin(Terminal).stdout(Terminal).stderr(Terminal);
+        }
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS);
         let state = Self {
             table: ResourceTable::new(),
-            wasi: WasiCtxBuilder::new().max_random_size(MAX_RANDOM).build(),
+            wasi: wasi.build(),
             http,
             outgoing: Outgoing::new(container),
             net: container.net_ctx(),
             stdio,
-            args,
+            purpose,
             meter: Meter::new(container),
         };
         let mut store = bounded(container, engine, state);
@@ -306,15 +295,17 @@ impl WasiHttpView for GuestState {
 
 impl environment::Host for GuestState {
     fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
-        Ok(self.meter.container.spec.env.clone())
+        let own = &self.meter.container.spec.env;
+        Ok(own.iter().chain(self.purpose.more_env()).cloned().collect())
     }
 
     fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
-        Ok(self.args.clone().unwrap_or_else(|| self.meter.container.spec.args.clone()))
+        Ok(self.purpose.args().unwrap_or(&self.meter.container.spec.args).clone())
     }
 
     fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
-        Ok(None)
+        let cwd = &self.meter.container.spec.cwd;
+        Ok((!cwd.is_empty()).then(|| cwd.clone()))
     }
 }
 
@@ -368,6 +359,7 @@ impl Preview1State {
         builder
             .args(purpose.args().unwrap_or(&container.spec.args))
             .envs(&container.spec.env)
+            .envs(purpose.more_env())
             .envs(&purpose.variables(container))
             .max_random_size(MAX_RANDOM)
             .stdout(stdio.stdout)

@@ -7,7 +7,8 @@
 //! Invariant: what a guest does ends that guest at most; nothing here trusts a byte that came from one.
 
 pub mod arguments;
-pub mod code;
+pub mod attach;
+mod code;
 pub mod command;
 pub mod confine;
 pub mod container;

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::attach::Clients;
 use crate::ledger::{Charge, Ledger};
 
 /// The longest content of one record: containerd's and CRI-O's 16 KiB. A longer line is cut into records tagged `P`.
@@ -61,6 +62,8 @@ pub struct Log {
     files: u32,
     runtime: Handle,
     ledger: Arc<Ledger>,
+    /// Who sees what is written while it is.
+    clients: Clients,
     state: Mutex<State>,
     /// Something was written or became writable.
     progress: Notify,
@@ -104,6 +107,7 @@ impl Log {
             files: limits.log_files.max(1),
             runtime: Handle::current(),
             ledger: ledger.clone(),
+            clients: Clients::default(),
             state: Mutex::new(State {
                 buffer: Vec::new(),
                 flushing: None,
@@ -117,6 +121,11 @@ impl Log {
     /// A guest's end of the log: one per instance and output, so that two instances' lines never run into each other.
     pub fn writer(self: &Arc<Self>, stream: Stream) -> LogWriter {
         LogWriter(Arc::new(Lines { log: self.clone(), stream, partial: Mutex::default() }))
+    }
+
+    /// Who sees what guests write beside the log.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
     }
 
     /// A line of the runner's own, outside the rate.
@@ -382,6 +391,7 @@ struct Partial {
 
 impl Lines {
     fn write(&self, mut bytes: &[u8]) {
+        self.log.clients.show(self.stream, bytes);
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         let Partial { bytes: partial, held } = &mut *partial;
         while !bytes.is_empty() {

@@ -28,8 +28,9 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::attach;
 use crate::code::Code;
-use crate::command::{self, Purpose};
+use crate::command::{self, Beside, Purpose};
 use crate::container::Container;
 use crate::cpu::TICK;
 use crate::engines::{EngineId, Engines};
@@ -625,14 +626,7 @@ impl Pods {
         request: ExecContainer,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Answer, Failure> {
-        let running = {
-            let pods = self.lock();
-            let pod = pods.get(&request.id.pod).ok_or(Failure::NotFound)?;
-            match pod.attempts.get(&request.id.container) {
-                Some(Attempt::Running(running)) if running.id() == &request.id => running.clone(),
-                _ => return Err(Failure::NotFound),
-            }
-        };
+        let running = self.running(&request.id)?;
         let code = self.engines.code(&request.code, request.kind)?;
         if matches!(*code, Code::Http(_)) {
             return Err(Failure::Refused {
@@ -642,10 +636,17 @@ impl Pods {
         }
         let runtime = self.runtime()?;
         let timeout = request.timeout_ms.map(Duration::from_millis);
+        let env = if request.of_toolbox { self.processes_of(&request.id.pod) } else { Vec::new() };
         let task = runtime.spawn(async move {
-            let streams = exec::Streams::new(descriptors)?;
+            let streams = exec::Streams::new(descriptors, request.tty)?;
+            let hangup = async {
+                match request.tty {
+                    true => streams.abandoned().await,
+                    false => std::future::pending().await,
+                }
+            };
             let container = running.container.clone();
-            let purpose = Purpose::Exec(request.args);
+            let purpose = Purpose::Exec(Beside { args: request.args, env });
             let program = command::run(&container, &code, || streams.stdio(), purpose, None, || ());
             let end = tokio::select! {
                 end = program => end,
@@ -659,6 +660,12 @@ impl Pods {
                     reason: copepod_shim::protocol::ExitReason::Killed,
                     message: "its container ended".into(),
                 },
+                () = hangup => End {
+                    // As a shell counts SIGHUP.
+                    code: 129,
+                    reason: copepod_shim::protocol::ExitReason::Killed,
+                    message: "its terminal was closed".into(),
+                },
             };
             streams.finish().await;
             Ok::<_, Failure>(end)
@@ -666,6 +673,90 @@ impl Pods {
         let end = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
         let message = (!end.message.is_empty()).then_some(end.message);
         Ok(Answer::Exited { code: end.code, message })
+    }
+
+    /// Gives a client a running container's own streams, until either ends.
+    ///
+    /// # Errors
+    /// No such container, or the descriptors cannot be used.
+    pub async fn attach(
+        &self,
+        id: &AttemptId,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let running = self.running(id)?;
+        let runtime = self.runtime()?;
+        let task = runtime.spawn(async move {
+            let container = running.container.clone();
+            let (client, input) = attach::client(descriptors)?;
+            container.log.clients().add(client.clone())?;
+            let feeding = async {
+                if let Some(stdin) = &container.stdin {
+                    stdin.feed(input).await;
+                }
+                // What it reads goes on.
+                std::future::pending::<()>().await;
+            };
+            let code = tokio::select! {
+                () = feeding => None,
+                () = client.abandoned() => None,
+                () = running.over() => Some(running.container.spec.id.clone()),
+            };
+            container.log.clients().remove(&client);
+            client.finish().await;
+            Ok::<_, Failure>(code)
+        });
+        let over = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
+        let Some(id) = over else { return Ok(Answer::Done) };
+        let pods = self.lock();
+        let attempt = pods.get(&id.pod).and_then(|pod| pod.attempts.get(&id.container));
+        Ok(match attempt {
+            Some(Attempt::Exited { number, exit }) if *number == id.attempt => {
+                Answer::Exited { code: exit.code, message: None }
+            }
+            _ => Answer::Done,
+        })
+    }
+
+    /// Opens the file that a running container sees by this name.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`]: no such container, or no such file.
+    pub async fn open_program(&self, id: &AttemptId, name: &str) -> Result<OwnedFd, Failure> {
+        let container = self.running(id)?.container.clone();
+        let name = name.to_owned();
+        // Files may be slow, and this thread is everybody's.
+        let opening = self.runtime()?.spawn_blocking(move || container.open_program(&name));
+        opening.await.ok().flatten().ok_or(Failure::NotFound)
+    }
+
+    fn running(&self, id: &AttemptId) -> Result<Arc<Running>, Failure> {
+        let pods = self.lock();
+        let pod = pods.get(&id.pod).ok_or(Failure::NotFound)?;
+        match pod.attempts.get(&id.container) {
+            Some(Attempt::Running(running)) if running.id() == id => Ok(running.clone()),
+            _ => Err(Failure::NotFound),
+        }
+    }
+
+    /// What runs in a pod, as the toolbox's `ps` reads it.
+    fn processes_of(&self, pod: &str) -> Vec<(String, String)> {
+        let pods = self.lock();
+        let attempts = pods.get(pod).into_iter().flat_map(|pod| pod.attempts.values());
+        let mut lines: Vec<String> = attempts
+            .filter_map(|attempt| match attempt {
+                Attempt::Running(running) => Some(&running.container),
+                Attempt::Exited { .. } => None,
+            })
+            .map(|container| {
+                let millis = container.cpu.used_ns() / 1_000_000;
+                let memory = container.ledger.used();
+                let command = container.spec.args.join(" ").replace(['\n', '\t'], " ");
+                format!("{}\t{millis}\t{memory}\t{command}\n", container.name)
+            })
+            .collect();
+        lines.sort();
+        vec![("COPEPOD_PROCESSES".to_owned(), lines.concat())]
     }
 
     /// Connects to a port of a pod, as from outside it.

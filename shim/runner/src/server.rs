@@ -171,6 +171,11 @@ async fn answer(
         Request::List => Ok(Answer::List(pods.list())),
         Request::Acknowledge(id) => Ok(pods.acknowledge(&id)),
         Request::Exec(exec) => pods.exec(exec, descriptors).await,
+        Request::Attach(id) => pods.attach(&id, descriptors).await,
+        Request::OpenProgram { id, name } => {
+            let opened = pods.open_program(&id, &name).await;
+            return split(opened.map(|file| (Answer::Descriptor, vec![file])));
+        }
         Request::Dial { pod, port } => {
             return split(pods.dial(&pod, port).await.map(|it| (Answer::Descriptor, vec![it])));
         }

@@ -546,6 +546,8 @@ fn exec(code: &str) -> ExecContainer {
         kind: P1,
         args: vec!["cat".into()],
         timeout_ms: None,
+        tty: false,
+        of_toolbox: false,
     }
 }
 

@@ -124,6 +124,11 @@ impl Figures {
         for (kind, all, earlier) in [
             ("container", &status.container_statuses, &before.container_statuses),
             ("init_container", &status.init_container_statuses, &before.init_container_statuses),
+            (
+                "ephemeral_container",
+                &status.ephemeral_container_statuses,
+                &before.ephemeral_container_statuses,
+            ),
         ] {
             let started = all.iter().flatten().filter(|it| has_started(it, earlier)).count();
             if started > 0 {

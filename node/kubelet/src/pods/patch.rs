@@ -20,6 +20,7 @@ const OURS: &[&str] = &[
     "startTime",
     "initContainerStatuses",
     "containerStatuses",
+    "ephemeralContainerStatuses",
     "observedGeneration",
 ];
 

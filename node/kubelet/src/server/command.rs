@@ -1,8 +1,7 @@
 //! `/exec` and `/attach`: a client's streams, and what runs at their other end.
 //!
 //! [`Wanted`] says which streams; [`open`] makes a [`Session`] of them over a WebSocket or SPDY, which the rest does not tell apart.
-//! A guest has no terminal: with `tty` both outputs come on one stream, and sizes are read and thrown away. Absent: stdin of an
-//! attach, as a guest's stdin is nobody's to write to once it runs.
+//! With `tty` a terminal of this process is between the client and the guest ([`super::terminal`]); its sizes are read and thrown away.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use copepod_agent::api::ExecIn;
+use copepod_agent::api::{AttachTo, ExecIn};
+use copepod_node::containers;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +28,7 @@ use super::pods::{Pods, runs, status_of};
 use super::route::{Query, Target};
 use super::sink::Sink;
 use super::spdy;
+use super::terminal::Terminal;
 use super::websocket::{self, Channels, Framing};
 use super::{Session as GoesOn, forward};
 
@@ -158,8 +159,11 @@ fn told(end: &End, ends: Ends) -> String {
 
 /// What a client asked to be done.
 enum Work {
-    Exec { exec: ExecIn, tty: bool },
-    Attach { run: Run, tty: bool },
+    Exec(ExecIn),
+    /// What the container writes, by its log.
+    Show(Run),
+    /// The container's own streams.
+    Attach(AttachTo),
 }
 
 /// Answers `/exec`.
@@ -183,8 +187,9 @@ pub(crate) fn exec(
     if let Err(answer) = running(pod, &target) {
         return (*answer, None);
     }
-    let exec = ExecIn { pod: target.pod, container: Some(target.container), args };
-    open(pods, wanted, headers, upgrade, Work::Exec { exec, tty: wanted.tty })
+    let (container, tty) = (Some(target.container), wanted.tty);
+    let exec = ExecIn { pod: target.pod, container, args, tty };
+    open(pods, wanted, headers, upgrade, Work::Exec(exec))
 }
 
 /// Answers `/attach`.
@@ -198,16 +203,29 @@ pub(crate) fn attach(
 ) -> (Answer, Option<GoesOn>) {
     let bad = |text: &str| (answer::text(StatusCode::BAD_REQUEST, text), None);
     let Some(wanted) = Wanted::of(query) else { return bad(NO_STREAM) };
-    if wanted.stdin {
-        return bad("a WebAssembly container's stdin cannot be attached to: leave --stdin out");
-    }
     let attempt = match running(pod, &target) {
         Ok(attempt) => attempt,
         Err(answer) => return (*answer, None),
     };
-    let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let run = Run { pod: target.pod, uid, container: target.container, attempt };
-    open(pods, wanted, headers, upgrade, Work::Attach { run, tty: wanted.tty })
+    let found = containers::find(pod, &target.container);
+    let has = |flag: fn(&Container) -> Option<bool>| {
+        found.as_ref().and_then(|found| flag(&found.container)).unwrap_or(false)
+    };
+    if wanted.tty && !has(|container| container.tty) {
+        return bad("the container has no terminal: set tty: true in its spec, or leave --tty out");
+    }
+    if wanted.stdin && !has(|container| container.stdin) {
+        return bad(
+            "the container has no stdin: set stdin: true in its spec, or leave --stdin out",
+        );
+    }
+    let work = if wanted.stdin || wanted.tty {
+        Work::Attach(AttachTo { pod: target.pod, container: Some(target.container) })
+    } else {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        Work::Show(Run { pod: target.pod, uid, container: target.container, attempt })
+    };
+    open(pods, wanted, headers, upgrade, work)
 }
 
 const NO_STREAM: &str = "you must specify at least 1 of stdin, stdout, stderr";
@@ -265,7 +283,7 @@ fn over_websocket(
             let first = first.unwrap_or(&session.status).clone();
             if first.send(&[]).await.is_ok() {
                 drop(first);
-                run(pods, work, session).await;
+                run(pods, wanted, work, session).await;
             }
         };
         tokio::join!(channels.drive(TokioIo::new(connection)), working);
@@ -289,7 +307,7 @@ fn over_spdy(
         let working = async {
             let opened = opened(streams, wanted, ends, sizes);
             if let Ok(Some(session)) = tokio::time::timeout(CREATION, opened).await {
-                run(pods, work, session).await;
+                run(pods, wanted, work, session).await;
             }
         };
         let (driven, ()) = tokio::join!(driving, working);
@@ -334,12 +352,20 @@ async fn opened(
 }
 
 /// Does the work, and tells the client how it ended; or stops where the client is gone.
-async fn run(pods: Arc<dyn Pods>, work: Work, mut session: Session) {
+async fn run(pods: Arc<dyn Pods>, wanted: Wanted, work: Work, mut session: Session) {
     let status = session.status.clone();
     let working = async {
         let end = match work {
-            Work::Exec { exec, tty } => run_exec(&*pods, exec, tty, &mut session).await,
-            Work::Attach { run, tty } => show(pods, run, tty, &session).await,
+            Work::Exec(exec) => {
+                let tty = exec.tty;
+                let ran = join(&mut session, tty, |streams| pods.exec(exec, streams)).await;
+                exec_end(ran)
+            }
+            Work::Show(run) => show(pods, run, &session).await,
+            Work::Attach(attach) => {
+                let ran = join(&mut session, wanted.tty, |streams| pods.attach(attach, streams));
+                attach_end(ran.await)
+            }
         };
         session.end(&end).await;
     };
@@ -349,34 +375,79 @@ async fn run(pods: Arc<dyn Pods>, work: Work, mut session: Session) {
     }
 }
 
-/// Runs a program with the client's streams as its own. Where the client is gone its pipes break, which ends a program that reads
-/// or writes.
-async fn run_exec(pods: &dyn Pods, exec: ExecIn, tty: bool, session: &mut Session) -> End {
-    let pipes = match Pipes::new(session, tty) {
-        Ok(pipes) => pipes,
-        Err(error) => return End::Failed(format!("no pipes for the command: {error}")),
+/// How a program ended whose streams were a client's.
+enum Ran<T> {
+    Ended(T),
+    /// By Ctrl-C, at a terminal.
+    Interrupted,
+    NoStreams(io::Error),
+}
+
+/// Joins a client's streams to those of what `begin` starts, until that ends. Where the client is gone its pipes break, which ends a
+/// program that reads or writes, and any that is at a terminal.
+async fn join<T, F: Future<Output = T>>(
+    session: &mut Session,
+    tty: bool,
+    begin: impl FnOnce([OwnedFd; 3]) -> F,
+) -> Ran<T> {
+    let opened = Pipes::new(session, tty).and_then(|pipes| {
+        let terminal = tty.then(Terminal::open).transpose()?;
+        Ok((pipes, terminal))
+    });
+    let (Pipes { theirs, stdin, stdout, stderr }, terminal) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ran::NoStreams(error),
     };
-    let Pipes { theirs, stdin, stdout, stderr } = pipes;
-    let running = pods.exec(exec, theirs);
-    let feeding = feed(session.stdin.take(), stdin);
-    let reading = async {
-        tokio::join!(carry(stdout, session.stdout.as_ref()), carry(stderr, session.stderr.as_ref()))
+    let running = begin(theirs);
+    let (typed, sinks) = (session.stdin.take(), (session.stdout.as_ref(), session.stderr.as_ref()));
+    let ((typed, stdin), to_terminal) = match terminal {
+        Some(terminal) => ((None, None), Some((terminal, typed, stdin))),
+        None => ((typed, stdin), None),
     };
-    tokio::pin!(running, feeding, reading);
-    let (mut is_fed, mut is_read) = (false, false);
+    let feeding = feed(typed, stdin);
+    let carrying = async {
+        if let Some((terminal, typed, stdin)) = to_terminal {
+            return terminal.carry((typed, sinks.0), (stdin, stdout)).await;
+        }
+        tokio::join!(carry(stdout, sinks.0), carry(stderr, sinks.1));
+        false
+    };
+    tokio::pin!(running, feeding, carrying);
+    let (mut is_fed, mut is_carried) = (false, false);
     let end = loop {
         tokio::select! {
             end = &mut running => break end,
             () = &mut feeding, if !is_fed => is_fed = true,
-            _ = &mut reading, if !is_read => is_read = true,
+            interrupted = &mut carrying, if !is_carried => {
+                if interrupted {
+                    return Ran::Interrupted;
+                }
+                is_carried = true;
+            }
         }
     };
-    if !is_read && tokio::time::timeout(DRAIN, reading).await.is_err() {
+    if !is_carried && tokio::time::timeout(DRAIN, carrying).await.is_err() {
         tracing::debug!("a command's last output was not taken");
     }
-    match end {
-        Ok((code, message)) => End::Exited { code, message },
-        Err(why) => End::Failed(format!("error executing command in container: {why}")),
+    Ran::Ended(end)
+}
+
+fn exec_end(ran: Ran<Result<(i32, Option<String>), String>>) -> End {
+    match ran {
+        Ran::Ended(Ok((code, message))) => End::Exited { code, message },
+        Ran::Ended(Err(why)) => End::Failed(format!("error executing command in container: {why}")),
+        // As a shell counts SIGINT.
+        Ran::Interrupted => End::Exited { code: 130, message: None },
+        Ran::NoStreams(error) => End::Failed(format!("no streams for the command: {error}")),
+    }
+}
+
+/// As a kubelet tells it: what became of the container is in its status.
+fn attach_end(ran: Ran<Result<Option<i32>, String>>) -> End {
+    match ran {
+        Ran::Ended(Ok(_)) | Ran::Interrupted => End::Exited { code: 0, message: None },
+        Ran::Ended(Err(why)) => End::Failed(format!("error attaching to container: {why}")),
+        Ran::NoStreams(error) => End::Failed(format!("no streams to attach: {error}")),
     }
 }
 
@@ -441,7 +512,7 @@ async fn carry(output: Option<pipe::Receiver>, sink: Option<&Sink>) {
 }
 
 /// Shows what a container writes from now on, until its run is over.
-async fn show(pods: Arc<dyn Pods>, run: Run, tty: bool, session: &Session) -> End {
+async fn show(pods: Arc<dyn Pods>, run: Run, session: &Session) -> End {
     let mut follower = Follower::new(pods, run, Begin::Time(now_ns()), true).await;
     loop {
         let lines = match follower.next().await {
@@ -451,9 +522,8 @@ async fn show(pods: Arc<dyn Pods>, run: Run, tty: bool, session: &Session) -> En
         };
         for mut line in lines {
             let sink = match (line.stderr, &session.stderr) {
-                (true, Some(stderr)) => Some(stderr),
-                // A terminal has one output.
-                (is_stderr, _) => session.stdout.as_ref().filter(|_| tty || !is_stderr),
+                (true, stderr) => stderr.as_ref(),
+                (false, _) => session.stdout.as_ref(),
             };
             if !line.partial {
                 line.text.push(b'\n');

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use copepod_agent::api::{Call, ContainerUse, ExecIn, LogsOf, PodName, Reply};
+use copepod_agent::api::{AttachTo, Call, ContainerUse, ExecIn, LogsOf, PodName, Reply};
 use copepod_agent::front::Front;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -48,6 +48,13 @@ pub trait Pods: Told {
         exec: ExecIn,
         streams: [OwnedFd; 3],
     ) -> BoxFuture<'_, Result<(i32, Option<String>), String>>;
+
+    /// Gives a client a running container's own streams, until either ends: the exit code, where that is the container.
+    fn attach(
+        &self,
+        attach: AttachTo,
+        streams: [OwnedFd; 3],
+    ) -> BoxFuture<'_, Result<Option<i32>, String>>;
 
     /// What each running container uses.
     fn uses(&self) -> BoxFuture<'_, Vec<ContainerUse>>;
@@ -103,6 +110,22 @@ impl<T: Told> Pods for Here<T> {
             let mut replies = self.front.call(Call::Exec(exec), streams.into()).await;
             match replies.recv().await {
                 Some(Reply::Exited { code, message }) => Ok((code, message)),
+                Some(Reply::Failed(why)) => Err(why),
+                Some(_) | None => Err("the agent is ending".into()),
+            }
+        })
+    }
+
+    fn attach(
+        &self,
+        attach: AttachTo,
+        streams: [OwnedFd; 3],
+    ) -> BoxFuture<'_, Result<Option<i32>, String>> {
+        Box::pin(async move {
+            let mut replies = self.front.call(Call::Attach(attach), streams.into()).await;
+            match replies.recv().await {
+                Some(Reply::Exited { code, .. }) => Ok(Some(code)),
+                Some(Reply::Done) => Ok(None),
                 Some(Reply::Failed(why)) => Err(why),
                 Some(_) | None => Err("the agent is ending".into()),
             }

@@ -8,9 +8,18 @@ use super::websocket::{Channel, Gone};
 pub(crate) enum Sink {
     Channel(Channel),
     Spdy(spdy::Output),
+    #[cfg(test)]
+    Test(tokio::sync::mpsc::Sender<Vec<u8>>),
 }
 
 impl Sink {
+    /// One whose other end a test has.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (Self, tokio::sync::mpsc::Receiver<Vec<u8>>) {
+        let (sender, receiver) = tokio::sync::mpsc::channel(64);
+        (Self::Test(sender), receiver)
+    }
+
     /// Sends bytes, once there is room.
     ///
     /// # Errors
@@ -19,6 +28,8 @@ impl Sink {
         match self {
             Self::Channel(channel) => channel.send(bytes).await,
             Self::Spdy(output) => output.send(bytes).await,
+            #[cfg(test)]
+            Self::Test(sender) => sender.send(bytes.to_vec()).await.map_err(|_| Gone),
         }
     }
 
@@ -34,6 +45,8 @@ impl Sink {
         match self {
             Self::Channel(channel) => channel.gone().await,
             Self::Spdy(output) => output.gone().await,
+            #[cfg(test)]
+            Self::Test(sender) => sender.closed().await,
         }
     }
 }

@@ -214,3 +214,63 @@ fn conditions_carry_the_time_of_their_last_flip_and_the_generation_seen() {
     assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
     assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
 }
+
+#[test]
+fn a_container_s_own_policy_and_rules_go_before_the_pod_s() {
+    let rule = |operator: &str| json!([{ "action": "Restart", "exitCodes": { "operator": operator, "values": [42, 43] } }]);
+    for (pod, own, rules, code, restarts) in [
+        ("Never", "Always", json!(null), 0, true),
+        ("Always", "Never", json!(null), 1, false),
+        ("Always", "OnFailure", json!(null), 0, false),
+        ("Never", "Never", rule("In"), 42, true),
+        ("Never", "Never", rule("In"), 1, false),
+        ("Never", "Never", rule("NotIn"), 1, true),
+        ("Never", "OnFailure", rule("In"), 1, true),
+    ] {
+        let spec = json!({ "restartPolicy": pod, "containers": [
+            { "name": "c", "restartPolicy": own, "restartPolicyRules": rules }, { "name": "d" },
+        ] });
+        let mut bench = Bench::new(spec);
+        bench.set_up();
+        bench.run("c");
+        bench.run("d");
+
+        bench.exited("c", 0, code);
+
+        let next = if restarts { vec!["pull c".to_owned()] } else { Vec::new() };
+        assert_eq!((bench.phase(), bench.plan()), ("Running", next), "{pod} {own} {rules} {code}");
+    }
+}
+
+#[test]
+fn rules_that_make_no_sense_are_refused_by_their_path() {
+    for (container, field) in [
+        (
+            json!({ "restartPolicyRules": [{ "action": "Restart", "exitCodes": { "operator": "In", "values": [1] } }] }),
+            "spec.containers[0].restartPolicyRules",
+        ),
+        (
+            json!({ "restartPolicy": "Never", "restartPolicyRules": [{ "action": "Restart" }] }),
+            "spec.containers[0].restartPolicyRules[0].exitCodes",
+        ),
+        (
+            json!({ "restartPolicy": "Never", "restartPolicyRules": [{ "action": "RestartAllContainers", "exitCodes": { "operator": "In", "values": [1] } }] }),
+            "spec.containers[0].restartPolicyRules[0].action",
+        ),
+        (
+            json!({ "restartPolicy": "Never", "restartPolicyRules": [{ "action": "Restart", "exitCodes": { "operator": "Not", "values": [1] } }] }),
+            "spec.containers[0].restartPolicyRules[0].exitCodes.operator",
+        ),
+    ] {
+        let mut container = container;
+        (container["name"], container["image"]) = (json!("c"), json!("app:1"));
+        let pod = super::bench::pod(json!({ "containers": [container] }));
+
+        let wrong =
+            crate::life::PodLife::admit(pod, &Default::default(), jiff::Timestamp::UNIX_EPOCH);
+
+        let fields: Vec<String> =
+            wrong.expect_err("refused").into_iter().map(|it| it.field).collect();
+        assert_eq!(fields, [field]);
+    }
+}

@@ -13,8 +13,8 @@ use super::bench::{self, name, word};
 use crate::{
     annotations::NodeCeilings,
     life::{
-        Action, ExitReason, ExitRecord, Journaled, PodEvent, PodLife, ProbeResult, RestartPolicy,
-        Role,
+        Action, ExitReason, ExitRecord, Journaled, PodEvent, PodLife, ProbeResult, Role,
+        spec::RestartPolicy,
     },
 };
 

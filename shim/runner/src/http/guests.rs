@@ -16,6 +16,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 
 use crate::code::Code;
+use crate::command::Purpose;
 use crate::container::Container;
 use crate::cpu;
 use crate::exit::End;
@@ -70,7 +71,7 @@ impl Guests for Component {
             return Err(Fault::Trap("its code is no HTTP component".to_owned()));
         };
         let stdio = Stdio::of_container(&self.container);
-        let mut store = GuestState::store(&self.container, pre.engine(), stdio, None);
+        let mut store = GuestState::store(&self.container, pre.engine(), stdio, Purpose::Main);
         match pre.instantiate_async(&mut store).await {
             Ok(proxy) => Ok(Instance { store, proxy }),
             Err(error) => Err(self.fault(&error).unwrap_or_else(|| {

@@ -395,6 +395,9 @@ pub(crate) fn container(name: &str, code: &str, kind: Kind) -> StartContainer {
         termination_log: String::new(),
         termination_path: String::new(),
         stdin: false,
+        stdin_once: false,
+        tty: false,
+        cwd: String::new(),
         since_us: None,
     }
 }

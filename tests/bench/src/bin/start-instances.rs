@@ -147,6 +147,9 @@ fn container(id: AttemptId, code: &str) -> StartContainer {
         termination_log: format!("/rw/{POD}/app/termination"),
         termination_path: "/dev/termination-log".into(),
         stdin: false,
+        stdin_once: false,
+        tty: false,
+        cwd: String::new(),
         since_us: None,
     }
 }
