@@ -89,6 +89,12 @@ fn show(node: &Node, took: &Took) -> Result<()> {
     }
     println!();
 
+    took.step("look into the pod with a shell, which no image brings", || {
+        let script = "ps; wget -q -O - http://localhost:8080/";
+        print!("{}", copepod(node, &["exec", POD, "--", "sh", "-c", script])?);
+        Ok(())
+    })?;
+
     let Met { answered, failed } = took
         .step(&format!("kill the agent {KILLS} times under load"), || under_fire(node, address))?;
     println!("  {answered} requests answered, {failed} failed, 0 containers restarted");

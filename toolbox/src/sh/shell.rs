@@ -676,9 +676,11 @@ impl Shell {
             };
         }
         let Some(program) = tools::program(name) else {
-            self.complain(&format!(
-                "{name}: not found (this shell runs its own programs only; \"help\" lists them)"
-            ));
+            let hint = match name {
+                "[[" => "it is Bash's: write [ ... ]",
+                _ => "this shell runs its own programs only; \"help\" lists them",
+            };
+            self.complain(&format!("{name}: not found ({hint})"));
             self.status = 127;
             return Flow::Next;
         };
