@@ -253,7 +253,7 @@ fn go_on_after(call: &mut LogsOf, position: LogPosition) {
 
 /// `copepod exec`.
 pub(crate) async fn exec(out: Out, client: &mut Client, args: Exec) -> Result<u8, Failed> {
-    let streams = Streams::new(args.stdin)?;
+    let streams = Streams::new(args.stdin, args.tty)?;
     let (pod, container) = (one(&args.pod), args.container);
     let call = Call::Exec(ExecIn { pod, container, args: args.command, tty: args.tty });
     let mut connection = client.connect_if_needed().await?;
@@ -261,9 +261,9 @@ pub(crate) async fn exec(out: Out, client: &mut Client, args: Exec) -> Result<u8
     // The guest has its own; ours would keep its stdout open behind it.
     let shown = streams.given();
     // Never asked twice: the program may have done its work before the agent went away.
-    let reply = connection.next().await;
+    let reply = connection.next().await?;
     shown();
-    ended(out, reply?)
+    ended(out, reply)
 }
 
 /// The exit code of what has run.
@@ -281,14 +281,14 @@ fn ended(out: Out, reply: Reply) -> Result<u8, Failed> {
 
 /// `copepod attach`.
 pub(crate) async fn attach(out: Out, client: &mut Client, args: Attach) -> Result<u8, Failed> {
-    let streams = Streams::new(args.stdin)?;
+    let streams = Streams::new(args.stdin, true)?;
     let call = Call::Attach(AttachTo { pod: one(&args.pod), container: args.container });
     let mut connection = client.connect_if_needed().await?;
     connection.call(&call, &streams.descriptors).await?;
     let shown = streams.given();
-    let reply = connection.next().await;
+    let reply = connection.next().await?;
     shown();
-    match reply? {
+    match reply {
         Reply::Done => Ok(0),
         other => ended(out, other),
     }

@@ -18,20 +18,20 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// With this process's stdin, or none.
-    pub(crate) fn new(stdin: bool) -> io::Result<Self> {
+    /// With this process's stdin, or none. Of `pipes` alone it can be told elsewhere that this process is gone.
+    pub(crate) fn new(stdin: bool, pipes: bool) -> io::Result<Self> {
         let mut outputs = Vec::new();
         let input = match stdin {
             false => File::open("/dev/null")?.into(),
             true if io::stdin().is_terminal() => typed()?,
             true => io::stdin().as_fd().try_clone_to_owned()?,
         };
-        let output = if io::stdout().is_terminal() {
+        let output = if pipes || io::stdout().is_terminal() {
             shown(io::stdout(), &mut outputs)?
         } else {
             io::stdout().as_fd().try_clone_to_owned()?
         };
-        let error = if io::stderr().is_terminal() {
+        let error = if pipes || io::stderr().is_terminal() {
             shown(io::stderr(), &mut outputs)?
         } else {
             io::stderr().as_fd().try_clone_to_owned()?

@@ -220,6 +220,12 @@ fn a_client_writes_to_a_container_s_stdin_and_sees_what_it_writes() {
         client.kill().expect("it runs still");
         client.wait().expect("it ended");
     }
+    // Who only looks closes nothing.
+    let mut watching = node.copepod(&["attach", "talker", "--container", "main"]);
+    let mut watching = watching.stdout(Stdio::null()).spawn().expect("started");
+    std::thread::sleep(Duration::from_millis(300));
+    watching.kill().expect("it runs still");
+    watching.wait().expect("it ended");
     let (code, output, error) = fed(&mut attach("main"), b"one\ntwo\n");
 
     assert_eq!(

@@ -4,7 +4,9 @@
 //! Whatever is none of these is an argument to the container's own module. Absent: the toolbox's programs (`toolbox/`).
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use copepod_image::{Code, CompileError, Image};
 use copepod_shim::kind::Kind;
@@ -36,12 +38,23 @@ fn is_tool(name: &str) -> bool {
     TOOLS.binary_search(&name).is_ok()
 }
 
-/// Whether a name is the container's own for its program.
+/// Whether a name is the container's own for its image's program.
 fn is_own(name: &str, container: &Container, image: &Image) -> bool {
     let command = container.command.iter().flatten().next();
-    command.or(image.entrypoint.first()).is_some_and(|own| own == name)
-        || name == image.program
+    command.is_some_and(|own| own == name && !may_be_a_file(container, image))
+        || is_image_s(name, image)
         || image.program.strip_suffix(".wasm") == Some(name)
+}
+
+fn is_image_s(name: &str, image: &Image) -> bool {
+    name == image.program || image.entrypoint.first().is_some_and(|it| it == name)
+}
+
+/// Whether a container's command may name another wasm file than its image's program: then it is not known without a look what it runs.
+pub(crate) fn may_be_a_file(container: &Container, image: &Image) -> bool {
+    let command = container.command.iter().flatten().next();
+    let other = command.filter(|name| !is_image_s(name, image));
+    other.is_some_and(|name| name.contains('/') || image.root.is_some())
 }
 
 /// What a command runs.
@@ -58,11 +71,8 @@ pub(crate) fn file_to_start(
     (cwd, env): (&str, &[(String, String)]),
     (name, container, image): (&str, &Container, &Image),
 ) -> Option<File> {
-    let named = container.command.iter().flatten().next();
     // What the image names is its program already.
-    named?;
-    let is_image_s = name == image.program || image.entrypoint.first().is_some_and(|it| it == name);
-    if is_image_s {
+    if !may_be_a_file(container, image) {
         return None;
     }
     let folder = |mount: &'_ GuestMount| root.join(mount.source.trim_start_matches('/'));
@@ -150,9 +160,15 @@ impl Performer {
         }
     }
 
-    /// A file's code for a pod's runner.
+    /// A file's code for a pod's runner. A compilation goes on where nobody waits for it any more, as the next probe wants it too.
     async fn code_of_file(&self, live: &Live, file: File) -> Result<Code, CompileError> {
-        self.images.code_of_file(file, &live.generation.compiler, &|_| ()).await
+        let (images, compiler) = (self.images.clone(), live.generation.compiler.clone());
+        let compiling =
+            tokio::spawn(async move { images.code_of_file(file, &compiler, &|_| ()).await });
+        compiling.await.unwrap_or_else(|error| {
+            let source = Arc::new(io::Error::other(error));
+            Err(CompileError::Io { doing: "compile the program's file".into(), source })
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use copepod_domain::{Cidr, HostError, Surroundings, WayChange};
 use copepod_image::Listed;
 use copepod_node::Refusal;
 use copepod_node::annotations::NodeCeilings;
+use copepod_node::containers::{self, List};
 use copepod_node::life::{PodEvent, PodLife, ProbeKind};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -471,8 +472,10 @@ impl Owner {
 /// Whether all of the pod's containers start again, whatever came of them before.
 fn starts_again(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
-    let policy = spec.and_then(|spec| spec.restart_policy.as_deref());
-    policy.is_none_or(|policy| policy == "Always")
+    let always = |policy: Option<&str>| policy.is_none_or(|policy| policy == "Always");
+    let own = containers::all(pod).filter(|it| it.list == List::App);
+    always(spec.and_then(|spec| spec.restart_policy.as_deref()))
+        && own.into_iter().all(|it| always(it.container.restart_policy.as_deref()))
 }
 
 async fn sync_soon(store: Store) {

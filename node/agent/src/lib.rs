@@ -28,6 +28,7 @@ mod perform;
 mod pod;
 mod ports;
 mod recover;
+mod remove;
 mod root;
 mod runner;
 mod sandbox;

@@ -370,7 +370,9 @@ impl Performer {
             let other = match self.other_program(world, &live, &start, &ready).await {
                 Ok(other) => other,
                 Err(error) => {
-                    let retry = error.retry() == copepod_image::Retry::Later;
+                    // A volume's file may be another one soon; without a cluster a person waits for the end.
+                    let retry = error.retry() == copepod_image::Retry::Later
+                        || self.config.cluster.is_some();
                     return failed("CreateContainerError", with_causes(&error), retry);
                 }
             };

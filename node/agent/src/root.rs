@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! images/<digest>-own                      the image's files, once in a tree, as the domain's own and read-only
-//! rw/<uid>/.layers/<container>-<attempt>/  what an attempt has written, in a folder that only root enters
-//! mnt/<uid>/.root-<container>-<attempt>    both, as one
+//! rw/<uid>/.layers/<name>/                 what an attempt has written, in a folder that only root enters
+//! mnt/<uid>/.root-<name>                   both, as one; <name> is <container>-<attempt>-<part of the digest>, as an attempt's number is
+//!                                          used again where it was not started
 //! ```
 //! As under a kubelet, what is written goes with the attempt. Absent: an image that is its program alone, which has no files and so no `/`; laying out
 //! an image's files (`copepod-image`).
@@ -19,6 +20,7 @@ use k8s_openapi::api::core::v1::Container;
 use crate::causes::with_causes;
 use crate::domains::Live;
 use crate::pod::{ReadyImage, World};
+use crate::remove;
 use crate::sandbox::{SetUpFailed, below, folder};
 
 /// Where what containers have written lies, in the pod's folder.
@@ -47,19 +49,19 @@ pub(crate) async fn mount(
             container.name
         )));
     }
-    let name = format!("{}-{attempt}", container.name);
+    let name = format!("{}-{attempt}-{}", container.name, &ready.image.digest.hex()[..12]);
     let failed = |error: io::Error| {
         SetUpFailed::config(format!("a layer for what container {name:?} writes: {error}"))
     };
     let root = live.domain.root();
-    remove_earlier(world, &live.domain, &container.name, attempt).await?;
+    remove_others(world, &live.domain, &container.name, &name).await?;
     let (all, layers) = (layers_folder(world), format!("{}/{name}", layers_folder(world)));
     folder(&below(root, &all), 0o700, 0).map_err(failed)?;
     folder(&below(root, &layers), 0o700, 0).map_err(failed)?;
     let (upper, work) = (format!("{layers}/upper"), format!("{layers}/work"));
     folder(&below(root, &upper), 0o755, live.domain.uid()).map_err(failed)?;
     folder(&below(root, &work), 0o700, 0).map_err(failed)?;
-    let source = mount_point(world, &container.name, attempt);
+    let source = format!("{}/{}/.root-{name}", layout::MNT, world.uid);
     let layers = Layers {
         lower: PathBuf::from(&lower),
         upper: PathBuf::from(upper),
@@ -99,25 +101,31 @@ async fn show_image(live: &Live, files: &Path, target: &str) -> Result<bool, Set
     Ok(owner == live.domain.uid())
 }
 
-/// Takes away what earlier attempts of a container have written.
-async fn remove_earlier(
+/// Takes away what other attempts of a container have written.
+async fn remove_others(
     world: &World,
     domain: &Domain,
     container: &str,
-    attempt: u32,
+    own: &str,
 ) -> Result<(), SetUpFailed> {
-    let root = domain.root();
-    let is_earlier = |name: &str| {
-        let number = name.strip_prefix(container).and_then(|it| it.strip_prefix('-'));
-        number.and_then(|it| it.parse::<u32>().ok()).is_some_and(|number| number != attempt)
+    let all = below(domain.root(), &layers_folder(world));
+    let is_other = |name: &str| {
+        let rest = name.strip_prefix(container).and_then(|it| it.strip_prefix('-'));
+        // A number and a digest: else it is of a container with a longer name.
+        let parts: Vec<&str> = rest.map(|rest| rest.split('-').collect()).unwrap_or_default();
+        name != own && parts.len() == 2 && parts[0].parse::<u32>().is_ok()
     };
-    let all = below(root, &layers_folder(world));
-    for name in names_in(&all).into_iter().filter(|name| is_earlier(name)) {
+    for name in names_in(&all).into_iter().filter(|name| is_other(name)) {
         let mounted = format!("{}/{}/.root-{name}", layout::MNT, world.uid);
         domain.unmount(Path::new(&mounted)).await?;
-        if let Err(error) = std::fs::remove_dir_all(all.join(&name)) {
-            tracing::warn!(uid = world.uid, name, %error, "what a container wrote is left over");
-        }
+        let (layer, uid) = (all.join(&name), world.uid.clone());
+        // The guest may have left millions of files.
+        let removing = tokio::task::spawn_blocking(move || {
+            if let Err(error) = remove::tree(&layer) {
+                tracing::warn!(uid, name, %error, "what a container wrote is left over");
+            }
+        });
+        removing.await.map_err(SetUpFailed::config)?;
     }
     Ok(())
 }
@@ -127,10 +135,6 @@ pub(crate) fn mount_points(world: &World, root: &Path) -> Vec<String> {
     let all = names_in(&below(root, layout::MNT).join(&world.uid));
     let roots = all.into_iter().filter(|name| name.starts_with(".root-"));
     roots.map(|name| format!("{}/{}/{name}", layout::MNT, world.uid)).collect()
-}
-
-fn mount_point(world: &World, container: &str, attempt: u32) -> String {
-    format!("{}/{}/.root-{container}-{attempt}", layout::MNT, world.uid)
 }
 
 fn layers_folder(world: &World) -> String {

@@ -36,6 +36,7 @@ use crate::files;
 use crate::front::refused_host_path;
 use crate::perform::Performer;
 use crate::pod::{ReadyImage, World};
+use crate::remove;
 use crate::root;
 use crate::runner::RequestError;
 use crate::store::{PodObjects, Store};
@@ -131,18 +132,20 @@ pub(crate) async fn tear_down(performer: &Performer, world: &World) -> Result<()
             live.domain.unmount(Path::new(target.trim_start_matches('/'))).await?;
         }
         let root = live.domain.root().to_owned();
-        let _alone = world.going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
         // The one in `rw` goes last: by it the next agent knows that something of the pod may be left here.
-        for folder in [layout::RO, layout::MNT, layout::LOGS, layout::RW] {
-            let path = below(&root, folder).join(&world.uid);
-            // `remove_dir_all` goes by descriptors and follows no link.
-            match std::fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+        let folders = [layout::RO, layout::MNT, layout::LOGS, layout::RW];
+        let folders = folders.map(|folder| below(&root, folder).join(&world.uid));
+        let going_on = world.going_on.clone();
+        // Guests may have left millions of files.
+        let removing = tokio::task::spawn_blocking(move || {
+            let _alone = going_on.files.lock().unwrap_or_else(PoisonError::into_inner);
+            for path in folders {
+                if let Err(error) = remove::tree(&path) {
                     tracing::warn!(path = %path.display(), %error, "a pod's folder is left over");
                 }
-                _ => {}
             }
-        }
+        });
+        removing.await.map_err(SetUpFailed::sandbox)?;
     }
     performer
         .domains

@@ -21,6 +21,7 @@ use copepod_shim::protocol::{Answer, AttemptId, AttemptState, PodReport, Request
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use crate::argv;
 use crate::causes::with_causes;
 use crate::domains::{DomainError, Succession};
 use crate::front::Outdated;
@@ -152,7 +153,7 @@ async fn make_ready(performer: &Performer, pods: &[Running]) -> Result<Ready, St
     for (world, container) in all {
         let found = performer.image_of(world, container.as_ref()).await;
         let found = found.map_err(|failed| not_ready(world, container, failed.message))?;
-        if found.code.inspection.kind != Kind::HttpComponent {
+        if found.code.inspection.kind != Kind::HttpComponent || runs_a_file(world, container) {
             let (pod, container) = (world.name().name, container.to_string());
             program.get_or_insert(Stays::Program { pod, container });
         }
@@ -172,6 +173,13 @@ async fn make_ready(performer: &Performer, pods: &[Running]) -> Result<Ready, St
     Ok(ready)
 }
 
+/// Whether a container may run another program than its image's: nobody but its runner knows what that is, and it stays there.
+fn runs_a_file(world: &World, container: &ContainerName) -> bool {
+    let image = world.image(container.as_ref());
+    let spec = world.container(container.as_ref());
+    image.zip(spec).is_some_and(|(ready, spec)| argv::may_be_a_file(&spec, &ready.image))
+}
+
 /// What runners of other generations still serve.
 pub(crate) async fn outdated(performer: &Performer) -> Outdated {
     let trees = performer.domains.outdated();
@@ -180,6 +188,7 @@ pub(crate) async fn outdated(performer: &Performer) -> Outdated {
     let is_program = |world: &World, container: &ContainerName| {
         let image = world.image(container.as_ref());
         image.is_some_and(|it| it.code.inspection.kind != Kind::HttpComponent)
+            || runs_a_file(world, container)
     };
     let stay = |(world, running): &&Running| {
         running.iter().any(|(container, _)| is_program(world, container))

@@ -62,6 +62,10 @@ impl Images {
             source: Arc::new(source),
         };
         let metadata = file.metadata().map_err(failed)?;
+        // Who hands it over may have fallen to an attacker, and of another kind of file the end may never come.
+        if !metadata.is_file() {
+            return Err(CompileError::Invalid("it is no ordinary file".into()));
+        }
         let seen = Seen {
             device: metadata.dev(),
             inode: metadata.ino(),

@@ -408,6 +408,12 @@ async fn a_file_that_is_in_no_image_is_compiled_once_for_each_content() {
     let two = code(program("two")).await.expect("compiled");
     let broken = code(b"\0asm\x01\0\0\0 no more".to_vec()).await.expect_err("refused");
 
+    // Whoever hands a file over may have fallen to an attacker: nobody waits for the end of another kind of file.
+    let (pipe, _kept) = std::io::pipe().expect("a pipe");
+    let pipe = fs::File::from(std::os::fd::OwnedFd::from(pipe));
+    let endless = fixture.images.code_of_file(pipe, &compiler, &count).await.expect_err("refused");
+    assert!(matches!(endless, CompileError::Invalid(_)), "{endless}");
+
     assert_eq!((&one, &one), (&again, &seen));
     assert_ne!(one.wasm, two.wasm);
     assert_eq!(*compiles.lock().expect("held"), 3);

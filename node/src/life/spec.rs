@@ -112,6 +112,10 @@ impl RestartPolicy {
 impl ContainerSpec {
     /// Whether it is started again after this exit code: by its rules, then by its policy.
     pub(crate) fn restarts_after(&self, code: i32) -> bool {
+        // One that succeeded is done, whatever its rules.
+        if self.role == Role::Init && code == 0 {
+            return false;
+        }
         let fits = |rule: &RestartRule| rule.values.contains(&code) == rule.is_in;
         self.restart_rules.iter().any(fits) || self.restart.restarts_after(code)
     }

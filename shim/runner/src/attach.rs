@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
-use crate::exec::Streams;
+use crate::exec::{Input, Streams};
 use crate::log::Stream;
 
 /// What clients may have written before the guest has read: a pipe's own size.
@@ -70,6 +70,11 @@ impl Stdin {
             drop(typed);
             self.0.changed.notify_waiters();
         }
+        self.left();
+    }
+
+    /// A client that wrote to it is gone: it ends, where it is for one only.
+    pub fn left(&self) {
         if self.0.once {
             self.lock().ended = true;
             self.0.changed.notify_waiters();
@@ -215,9 +220,7 @@ impl Clients {
 ///
 /// # Errors
 /// [`Failure::Refused`]: there are not three, or they are none that can be waited for.
-pub fn client(
-    descriptors: Vec<OwnedFd>,
-) -> Result<(Arc<Streams>, Box<dyn AsyncRead + Send + Sync + Unpin>), Failure> {
+pub fn client(descriptors: Vec<OwnedFd>) -> Result<(Arc<Streams>, Option<Input>), Failure> {
     let (input, streams) = Streams::of_client(descriptors)?;
     Ok((Arc::new(streams), input))
 }

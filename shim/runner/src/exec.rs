@@ -17,6 +17,7 @@ use rustix::fs::{FileType, OFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
@@ -76,15 +77,15 @@ impl Streams {
     /// [`Failure::Refused`]: there are not three, or they are none that can be waited for.
     pub fn new(descriptors: Vec<OwnedFd>, is_terminal: bool) -> Result<Self, Failure> {
         let (input, streams) = Self::of_client(descriptors)?;
-        let stdin = Some(Stdin(Arc::new(AsyncStdinStream::new(input))));
+        let stdin = input.map(|input| Stdin(Arc::new(AsyncStdinStream::new(input))));
         Ok(Self { stdin, is_terminal, ..streams })
     }
 
-    /// Takes the same of a client that is attached to a program, whose input comes back by itself.
+    /// Takes the same of a client that is attached to a program, whose input comes back by itself; none where it is /dev/null.
     ///
     /// # Errors
     /// As [`Streams::new`].
-    pub fn of_client(descriptors: Vec<OwnedFd>) -> Result<(Input, Self), Failure> {
+    pub fn of_client(descriptors: Vec<OwnedFd>) -> Result<(Option<Input>, Self), Failure> {
         let refused = |message: String| Failure::Refused { reason: "ExecFailed".into(), message };
         let [stdin, stdout, stderr]: [OwnedFd; 3] = descriptors
             .try_into()
@@ -120,11 +121,11 @@ impl Streams {
         }
     }
 
-    /// Resolves once nobody reads what is written, where that can be told.
-    pub async fn abandoned(&self) {
+    /// Resolves once nobody reads what is written, where that can be told, or a client that does not keep up is let go: whether it is.
+    pub async fn abandoned(&self) -> bool {
         tokio::select! {
-            () = self.stdout.abandoned() => {}
-            () = self.stderr.abandoned() => {}
+            let_go = self.stdout.abandoned() => let_go,
+            let_go = self.stderr.abandoned() => let_go,
         }
     }
 
@@ -148,12 +149,13 @@ fn kind(descriptor: &OwnedFd) -> io::Result<FileType> {
     Ok(kind)
 }
 
-fn input(descriptor: OwnedFd) -> io::Result<Input> {
-    Ok(match kind(&descriptor)? {
+fn input(descriptor: OwnedFd) -> io::Result<Option<Input>> {
+    Ok(Some(match kind(&descriptor)? {
         FileType::Fifo => Box::new(pipe::Receiver::from_owned_fd_unchecked(descriptor)?),
         FileType::Socket => Box::new(UnixStream::from_std(descriptor.into())?),
+        FileType::CharacterDevice => return Ok(None),
         _ => Box::new(tokio::fs::File::from_std(descriptor.into())),
-    })
+    }))
 }
 
 /// Something that can be waited for, or a file, which is always ready.
@@ -197,11 +199,14 @@ struct Pending {
     end: Arc<End>,
     buffer: Vec<u8>,
     closed: bool,
+    /// Told where a client that is too far behind is let go.
+    let_go: Arc<Notify>,
 }
 
 impl Output {
     fn new(end: End) -> Self {
-        let pending = Pending { end: Arc::new(end), buffer: Vec::new(), closed: false };
+        let (end, let_go) = (Arc::new(end), Arc::default());
+        let pending = Pending { end, buffer: Vec::new(), closed: false, let_go };
         Self(Arc::new(Mutex::new(pending)))
     }
 
@@ -216,6 +221,7 @@ impl Output {
         if pending.buffer.len() + bytes.len() > BEHIND {
             pending.closed = true;
             pending.buffer = Vec::new();
+            pending.let_go.notify_one();
         }
         if pending.closed {
             return false;
@@ -229,12 +235,21 @@ impl Output {
         !pending.closed
     }
 
-    /// Resolves once its reader is gone. Only of a pipe that can be told.
-    async fn abandoned(&self) {
-        let end = self.lock().end.clone();
-        match &*end {
-            End::Pipe(pipe) => drop(pipe.ready(Interest::ERROR).await),
-            End::Socket(_) | End::Ready(_) => std::future::pending().await,
+    /// Resolves once its reader is gone, which only of a pipe can be told, or is let go; whether it is the latter.
+    async fn abandoned(&self) -> bool {
+        let (end, let_go) = {
+            let pending = self.lock();
+            (pending.end.clone(), pending.let_go.clone())
+        };
+        let gone = async {
+            match &*end {
+                End::Pipe(pipe) => drop(pipe.ready(Interest::ERROR).await),
+                End::Socket(_) | End::Ready(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = gone => false,
+            () = let_go.notified() => true,
         }
     }
 

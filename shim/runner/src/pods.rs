@@ -641,7 +641,7 @@ impl Pods {
             let streams = exec::Streams::new(descriptors, request.tty)?;
             let hangup = async {
                 match request.tty {
-                    true => streams.abandoned().await,
+                    true => drop(streams.abandoned().await),
                     false => std::future::pending().await,
                 }
             };
@@ -690,21 +690,29 @@ impl Pods {
             let container = running.container.clone();
             let (client, input) = attach::client(descriptors)?;
             container.log.clients().add(client.clone())?;
+            let stdin = container.stdin.as_ref().filter(|_| input.is_some());
             let feeding = async {
-                if let Some(stdin) = &container.stdin {
+                if let (Some(stdin), Some(input)) = (stdin, input) {
                     stdin.feed(input).await;
                 }
                 // What it reads goes on.
                 std::future::pending::<()>().await;
             };
-            let code = tokio::select! {
-                () = feeding => None,
-                () = client.abandoned() => None,
-                () = running.over() => Some(running.container.spec.id.clone()),
+            let left = tokio::select! {
+                () = feeding => Ok(None),
+                let_go = client.abandoned() => match let_go {
+                    true => Err(Failure::Busy("the client did not keep up with what the container writes".into())),
+                    false => Ok(None),
+                },
+                () = running.over() => Ok(Some(container.spec.id.clone())),
             };
+            // Also where it went before its input's end was read.
+            if let Some(stdin) = stdin {
+                stdin.left();
+            }
             container.log.clients().remove(&client);
             client.finish().await;
-            Ok::<_, Failure>(code)
+            left
         });
         let over = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
         let Some(id) = over else { return Ok(Answer::Done) };

@@ -405,7 +405,15 @@ impl Work {
         };
         let form = Form::of(&pod);
         match self.front.update(Pod::clone(&pod)).await {
-            Ok(()) => Outcome::Updated(form),
+            Ok(()) => {
+                // An ephemeral container may refer to what nothing of the pod did before. Where it cannot be had now, it is asked for again.
+                if pod.spec.as_ref().is_some_and(|spec| spec.ephemeral_containers.is_some())
+                    && let Ok(objects) = self.objects.of(&pod).await
+                {
+                    self.front.replace_objects(&seen.uid, objects).await;
+                }
+                Outcome::Updated(form)
+            }
             Err(reasons) => {
                 let why = format!("the pod goes on as it was: {}", reasons.join("; "));
                 Outcome::Unfit(form, why)

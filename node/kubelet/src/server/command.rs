@@ -478,8 +478,9 @@ impl Pipes {
             let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
             Ok((writing, Some(pipe::Receiver::from_owned_fd(reading)?)))
         };
-        let (their_stdout, stdout) = output(session.stdout.is_some())?;
-        let (their_stderr, stderr) = if tty && session.stdout.is_some() {
+        // By one output at least it is seen that the client is gone.
+        let (their_stdout, stdout) = output(session.stdout.is_some() || session.stderr.is_none())?;
+        let (their_stderr, stderr) = if tty {
             // A terminal has one output.
             (their_stdout.try_clone()?, None)
         } else {
@@ -500,12 +501,14 @@ async fn feed(input: Option<mpsc::Receiver<Bytes>>, stdin: Option<pipe::Sender>)
     }
 }
 
-/// From a program's output to the client.
+/// From a program's output to the client, or to nobody.
 async fn carry(output: Option<pipe::Receiver>, sink: Option<&Sink>) {
-    let (Some(mut output), Some(sink)) = (output, sink) else { return };
+    let Some(mut output) = output else { return };
     let mut buffer = vec![0; PIECE];
     while let Ok(length @ 1..) = output.read(&mut buffer).await {
-        if sink.send(&buffer[..length]).await.is_err() {
+        if let Some(sink) = sink
+            && sink.send(&buffer[..length]).await.is_err()
+        {
             break;
         }
     }

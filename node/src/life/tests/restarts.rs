@@ -274,3 +274,21 @@ fn rules_that_make_no_sense_are_refused_by_their_path() {
         assert_eq!(fields, [field]);
     }
 }
+
+#[test]
+fn an_init_container_that_succeeded_is_done_whatever_its_rules() {
+    let rules =
+        json!([{ "action": "Restart", "exitCodes": { "operator": "NotIn", "values": [42] } }]);
+    let init = json!({ "name": "i", "restartPolicy": "Never", "restartPolicyRules": rules });
+    let mut bench =
+        Bench::new(json!({ "initContainers": [init], "containers": [{ "name": "c" }] }));
+    bench.set_up();
+    bench.run("i");
+
+    bench.exited("i", 0, 1);
+    bench.after_seconds(10);
+    bench.run("i");
+    bench.exited("i", 1, 0);
+
+    assert_eq!(bench.plan(), ["pull c"]);
+}
