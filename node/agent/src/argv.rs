@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use copepod_image::{Code, CompileError, Image};
+use copepod_image::{Code, CompileError, Compiler, Image, Images};
 use copepod_shim::kind::Kind;
 use copepod_shim::protocol::{Answer, AttemptId, Failure, GuestMount, Request, StartContainer};
 use copepod_shim::seen;
@@ -27,6 +28,18 @@ const TOOLS: &[&str] = &[
     "printf", "ps", "pwd", "readlink", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "sync",
     "tail", "tar", "tee", "test", "touch", "tr", "true", "uname", "uniq", "wc", "wget",
 ];
+
+/// After a node's start, before its toolbox is compiled: what its pods need comes first.
+const TOOLBOX_AFTER: Duration = Duration::from_secs(30);
+
+/// Has the toolbox compiled before anybody waits for it: `kubectl cp` gives up after ten seconds.
+pub(crate) async fn bring_toolbox(images: Images, compiler: Compiler, toolbox: Option<PathBuf>) {
+    tokio::time::sleep(TOOLBOX_AFTER).await;
+    let Some(Ok(file)) = toolbox.map(File::open) else { return };
+    if let Err(error) = images.code_of_file(file, &compiler, &|_| ()).await {
+        tracing::warn!(error = with_causes(&error), "the toolbox cannot be compiled");
+    }
+}
 
 /// Whether the toolbox has a program of this name, or at this path where programs are looked for.
 fn is_tool(name: &str) -> bool {

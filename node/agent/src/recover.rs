@@ -17,6 +17,7 @@ use copepod_node::life::{EndReason, Journaled, PodEvent, PodLife};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::argv;
 use crate::causes::with_causes;
 use crate::config::AgentConfig;
 use crate::domains::{DomainError, Domains};
@@ -171,6 +172,13 @@ async fn run(
         history.entry(line.uid).or_default().push(line.journaled);
     }
 
+    if config.cluster.is_some() {
+        tokio::spawn(argv::bring_toolbox(
+            images.clone(),
+            own.compiler.clone(),
+            config.toolbox.clone(),
+        ));
+    }
     let (wake, inbox) = mpsc::channel(INBOX);
     let clients = Arc::default();
     let node = NodeView::of_this_machine(&config, &host);

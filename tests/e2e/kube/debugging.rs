@@ -56,6 +56,8 @@ fn files_are_copied_into_and_out_of_a_container_that_brings_no_tar() {
     std::fs::write(from.join("large"), &large).expect("written");
     std::fs::write(from.join("deep/small"), "small").expect("written");
 
+    // kubectl waits ten seconds for an answer, in which a busy machine may not have compiled the toolbox.
+    node.kubectl(&["exec", "web", "--", "true"]);
     node.kubectl(&["cp", from.to_str().expect("text"), "web:/data/there"]);
     let listed = node.kubectl(&["exec", "web", "--", "find", "/data", "-type", "f"]);
     node.kubectl(&["cp", "web:/data/there", back.to_str().expect("text")]);
