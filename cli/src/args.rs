@@ -365,6 +365,20 @@ pub(crate) struct Logs {
     pub(crate) timestamps: bool,
 }
 
+/// A container, and whether it is given this process's stdin.
+#[derive(Debug, Args)]
+pub(crate) struct WithStreams {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: OnePod,
+    /// The container [default: the first]
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Pass stdin on
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+}
+
 const EXEC_EXAMPLES: &str = "\
 Examples:
   copepod exec web -- app --version          the container's own module with other arguments
@@ -376,15 +390,9 @@ The program's exit code is copepod's.";
 #[derive(Debug, Args)]
 #[command(after_help = EXEC_EXAMPLES)]
 pub(crate) struct Exec {
-    /// Which pod.
+    /// Whose streams.
     #[command(flatten)]
-    pub(crate) pod: OnePod,
-    /// The container [default: the first]
-    #[arg(short, long)]
-    pub(crate) container: Option<String>,
-    /// Pass stdin on
-    #[arg(short = 'i', long)]
-    pub(crate) stdin: bool,
+    pub(crate) target: WithStreams,
     /// Tell the program that it is at a terminal
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
@@ -404,15 +412,9 @@ The exit code is the container's, where it ends meanwhile.";
 #[derive(Debug, Args)]
 #[command(after_help = ATTACH_EXAMPLES)]
 pub(crate) struct Attach {
-    /// Which pod.
+    /// Whose streams.
     #[command(flatten)]
-    pub(crate) pod: OnePod,
-    /// The container [default: the first]
-    #[arg(short, long)]
-    pub(crate) container: Option<String>,
-    /// Pass stdin on
-    #[arg(short = 'i', long)]
-    pub(crate) stdin: bool,
+    pub(crate) target: WithStreams,
 }
 
 const STOP_EXAMPLES: &str = "\

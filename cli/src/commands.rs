@@ -253,17 +253,23 @@ fn go_on_after(call: &mut LogsOf, position: LogPosition) {
 
 /// `copepod exec`.
 pub(crate) async fn exec(out: Out, client: &mut Client, args: Exec) -> Result<u8, Failed> {
-    let streams = Streams::new(args.stdin, args.tty)?;
-    let (pod, container) = (one(&args.pod), args.container);
-    let call = Call::Exec(ExecIn { pod, container, args: args.command, tty: args.tty });
+    let Exec { target, tty, command } = args;
+    let streams = Streams::new(target.stdin, tty)?;
+    let (pod, container) = (one(&target.pod), target.container);
+    let call = Call::Exec(ExecIn { pod, container, args: command, tty });
+    ended(out, with_streams(client, &call, streams).await?)
+}
+
+/// The answer to a call that has streams, once all that was written is shown.
+async fn with_streams(client: &mut Client, call: &Call, streams: Streams) -> Result<Reply, Failed> {
     let mut connection = client.connect_if_needed().await?;
-    connection.call(&call, &streams.descriptors).await?;
+    connection.call(call, &streams.descriptors).await?;
     // The guest has its own; ours would keep its stdout open behind it.
     let shown = streams.given();
     // Never asked twice: the program may have done its work before the agent went away.
     let reply = connection.next().await?;
     shown();
-    ended(out, reply)
+    Ok(reply)
 }
 
 /// The exit code of what has run.
@@ -281,14 +287,10 @@ fn ended(out: Out, reply: Reply) -> Result<u8, Failed> {
 
 /// `copepod attach`.
 pub(crate) async fn attach(out: Out, client: &mut Client, args: Attach) -> Result<u8, Failed> {
-    let streams = Streams::new(args.stdin, true)?;
-    let call = Call::Attach(AttachTo { pod: one(&args.pod), container: args.container });
-    let mut connection = client.connect_if_needed().await?;
-    connection.call(&call, &streams.descriptors).await?;
-    let shown = streams.given();
-    let reply = connection.next().await?;
-    shown();
-    match reply {
+    let target = args.target;
+    let streams = Streams::new(target.stdin, true)?;
+    let call = Call::Attach(AttachTo { pod: one(&target.pod), container: target.container });
+    match with_streams(client, &call, streams).await? {
         Reply::Done => Ok(0),
         other => ended(out, other),
     }

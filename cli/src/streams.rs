@@ -26,17 +26,9 @@ impl Streams {
             true if io::stdin().is_terminal() => typed()?,
             true => io::stdin().as_fd().try_clone_to_owned()?,
         };
-        let output = if pipes || io::stdout().is_terminal() {
-            shown(io::stdout(), &mut outputs)?
-        } else {
-            io::stdout().as_fd().try_clone_to_owned()?
-        };
-        let error = if pipes || io::stderr().is_terminal() {
-            shown(io::stderr(), &mut outputs)?
-        } else {
-            io::stderr().as_fd().try_clone_to_owned()?
-        };
-        Ok(Self { descriptors: [input, output, error], outputs })
+        let shown = output(io::stdout(), pipes, &mut outputs)?;
+        let error = output(io::stderr(), pipes, &mut outputs)?;
+        Ok(Self { descriptors: [input, shown, error], outputs })
     }
 
     /// Gives the descriptors up, and comes back with what waits until all that was written is shown.
@@ -57,6 +49,15 @@ fn typed() -> io::Result<OwnedFd> {
         let _ = io::copy(&mut io::stdin().lock(), &mut File::from(writing));
     })?;
     Ok(reading)
+}
+
+/// One of this process's outputs.
+fn output(
+    own: impl Write + AsFd + IsTerminal + Send + 'static,
+    pipe: bool,
+    outputs: &mut Vec<JoinHandle<()>>,
+) -> io::Result<OwnedFd> {
+    if pipe || own.is_terminal() { shown(own, outputs) } else { own.as_fd().try_clone_to_owned() }
 }
 
 /// Shows at once what is written.

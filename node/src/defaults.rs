@@ -29,11 +29,14 @@ fn default(field: &mut Option<String>, value: &str) {
     }
 }
 
+const MESSAGE_PATH: &str = "/dev/termination-log";
+const MESSAGE_POLICY: &str = "File";
+
 fn container(container: &mut Container) {
     let image = container.image.as_deref().unwrap_or_default();
     default(&mut container.image_pull_policy, pull_policy(image));
-    default(&mut container.termination_message_path, "/dev/termination-log");
-    default(&mut container.termination_message_policy, "File");
+    default(&mut container.termination_message_path, MESSAGE_PATH);
+    default(&mut container.termination_message_policy, MESSAGE_POLICY);
     container.ports.iter_mut().flatten().for_each(port);
     for p in [
         &mut container.startup_probe,
@@ -55,8 +58,8 @@ fn container(container: &mut Container) {
 fn ephemeral(container: &mut EphemeralContainer) {
     let image = container.image.as_deref().unwrap_or_default();
     default(&mut container.image_pull_policy, pull_policy(image));
-    default(&mut container.termination_message_path, "/dev/termination-log");
-    default(&mut container.termination_message_policy, "File");
+    default(&mut container.termination_message_path, MESSAGE_PATH);
+    default(&mut container.termination_message_policy, MESSAGE_POLICY);
     container.env.iter_mut().flatten().for_each(variable);
 }
 

@@ -9,9 +9,6 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
-/// Where names without a `/` are looked for in a container whose environment has no `PATH`.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// A folder that a guest sees.
 #[derive(Clone, Debug)]
 pub struct Folder<'a> {
@@ -22,7 +19,7 @@ pub struct Folder<'a> {
 }
 
 /// Opens the wasm file that a guest with these folders, working directory and environment sees by `name`: a path, or a name that is looked for
-/// in the folders of its `PATH`. `None`: there is none, or what is there is no wasm.
+/// in the folders of its `PATH`, which whoever starts a container always sets. `None`: there is none, or what is there is no wasm.
 pub fn open(
     folders: &[Folder<'_>],
     cwd: &str,
@@ -32,8 +29,7 @@ pub fn open(
     if name.contains('/') {
         return open_at(folders, &Path::new("/").join(cwd).join(name));
     }
-    let path = env.iter().find(|(variable, _)| variable == "PATH");
-    let path = path.map_or(PATH, |(_, path)| path);
+    let (_, path) = env.iter().find(|(variable, _)| variable == "PATH")?;
     path.split(':')
         .filter(|folder| folder.starts_with('/'))
         .find_map(|folder| open_at(folders, &Path::new(folder).join(name)))

@@ -2,6 +2,7 @@
 //!
 //! Absent: the programs themselves, which are tested beside their code (`toolbox/`).
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
@@ -35,6 +36,20 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> (Option<i32>, Vec<u8>,
         thread.join().expect("no panic");
     }
     (output.status.code(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The command at a terminal of its own, which `script` makes.
+pub(crate) fn at_terminal(command: &Command) -> Command {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let quoted =
+        |word: &OsStr| format!("'{}'", word.to_str().expect("text").replace('\'', r"'\''"));
+    let line: Vec<String> = words.map(quoted).collect();
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("TERM", "dumb");
+    for (name, value) in command.get_envs() {
+        script.env(name, value.unwrap_or_default());
+    }
+    script
 }
 
 /// What is seen of a command at a terminal of its own, and its code, where a person types each of these after they have seen what is before it.
@@ -243,26 +258,8 @@ fn exec_at_a_terminal_shows_prompts_and_ends_with_its_client() {
     node.load(&["hello-http"]);
     node.start(&[pod("web", [container("app", "hello-http")])]);
     node.wait_ready("web");
-    // `script` runs its command at a terminal of its own.
-    let line = |arguments: &str| {
-        let copepod = node.copepod(&[]);
-        let program = copepod.get_program().to_str().expect("text").to_owned();
-        let data = node.data();
-        let mut command = Command::new("script");
-        command.args([
-            "-q",
-            "-e",
-            "-c",
-            &format!("{program} --data-dir {} {arguments}", data.display()),
-            "/dev/null",
-        ]);
-        for (name, value) in copepod.get_envs() {
-            command.env(name, value.unwrap_or_default());
-        }
-        command
-    };
-
-    let (code, output, error) = fed(&mut line("exec -it web -- sh"), b"echo $((40+2))\nexit 9\n");
+    let shell = &mut at_terminal(&node.copepod(&["exec", "-it", "web", "--", "sh"]));
+    let (code, output, error) = fed(shell, b"echo $((40+2))\nexit 9\n");
 
     let output = String::from_utf8_lossy(&output).into_owned();
     assert!(output.contains("/ $ ") && output.contains("42\r\n"), "{output}{error}");

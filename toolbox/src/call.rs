@@ -53,6 +53,39 @@ impl Options {
     }
 }
 
+/// Parses POSIX options: `known` has each flag's letter, with a `:` behind those that take a value. `--` ends them, and `-` is none.
+///
+/// # Errors
+/// An option that is not known, or without its value.
+pub fn parse(args: &[String], known: &str) -> io::Result<Options> {
+    let mut options = Options::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let Some(flags) = arg.strip_prefix('-').filter(|flags| !flags.is_empty()) else {
+            options.rest.push(arg.clone());
+            continue;
+        };
+        if flags == "-" {
+            options.rest.extend(args.cloned());
+            break;
+        }
+        let mut flags = flags.chars();
+        while let Some(flag) = flags.next() {
+            let at = known.find(flag).filter(|_| flag != ':');
+            let Some(at) = at else { return Err(usage(format!("unknown option {arg}"))) };
+            if known[at + flag.len_utf8()..].starts_with(':') {
+                let own: String = flags.by_ref().collect();
+                let value = if own.is_empty() { args.next().cloned() } else { Some(own) };
+                let value = value.ok_or_else(|| usage(format!("-{flag} needs a value")))?;
+                options.flags.push((flag, Some(value)));
+            } else {
+                options.flags.push((flag, None));
+            }
+        }
+    }
+    Ok(options)
+}
+
 /// A call that cannot be: what to write instead, and nothing was done.
 pub(crate) fn usage(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text.into())
@@ -64,37 +97,12 @@ impl Call<'_> {
         places::joined(self.folder, path)
     }
 
-    /// Parses POSIX options: `known` has each flag's letter, with a `:` behind those that take a value. `--` ends them, and `-` is none.
+    /// The call's own options ([`parse`]).
     ///
     /// # Errors
-    /// An option that is not known, or without its value.
+    /// As there.
     pub fn options(&self, known: &str) -> io::Result<Options> {
-        let mut options = Options::default();
-        let mut args = self.args.iter();
-        while let Some(arg) = args.next() {
-            let Some(flags) = arg.strip_prefix('-').filter(|flags| !flags.is_empty()) else {
-                options.rest.push(arg.clone());
-                continue;
-            };
-            if flags == "-" {
-                options.rest.extend(args.cloned());
-                break;
-            }
-            let mut flags = flags.chars();
-            while let Some(flag) = flags.next() {
-                let at = known.find(flag).filter(|_| flag != ':');
-                let Some(at) = at else { return Err(usage(format!("unknown option {arg}"))) };
-                if known[at + flag.len_utf8()..].starts_with(':') {
-                    let own: String = flags.by_ref().collect();
-                    let value = if own.is_empty() { args.next().cloned() } else { Some(own) };
-                    let value = value.ok_or_else(|| usage(format!("-{flag} needs a value")))?;
-                    options.flags.push((flag, Some(value)));
-                } else {
-                    options.flags.push((flag, None));
-                }
-            }
-        }
-        Ok(options)
+        parse(self.args, known)
     }
 
     /// Says what went wrong with one operand; the exit code for it.

@@ -70,10 +70,18 @@ pub(crate) fn may_be_a_file(container: &Container, image: &Image) -> bool {
     other.is_some_and(|name| name.contains('/') || image.root.is_some())
 }
 
-/// What a command runs.
+/// What a command runs, as its runner is told of it.
 pub(crate) struct Program {
-    pub(crate) code: Code,
+    /// Hex sha256 of the wasm.
+    pub(crate) code: String,
+    pub(crate) kind: Kind,
     pub(crate) of_toolbox: bool,
+}
+
+impl Program {
+    fn new(code: &Code, of_toolbox: bool) -> Self {
+        Self { code: code.wasm.hex().to_owned(), kind: code.inspection.kind, of_toolbox }
+    }
 }
 
 /// The file that a container which is about to start names as its program, where that is another than its image's. `root` is its runner's root
@@ -106,7 +114,7 @@ impl Performer {
         ready: &ReadyImage,
         args: &[String],
     ) -> Result<Program, RequestError> {
-        let own = || Program { code: ready.code.clone(), of_toolbox: false };
+        let own = || Program::new(&ready.code, false);
         let (Some(name), Some(container)) = (args.first(), world.container(&id.container)) else {
             return Ok(own());
         };
@@ -122,7 +130,7 @@ impl Performer {
                     if let Some(file) = descriptors.into_iter().next() {
                         let code = self.code_of_file(live, File::from(file)).await;
                         let code = code.map_err(cannot_run(name))?;
-                        return Ok(Program { code, of_toolbox: false });
+                        return Ok(Program::new(&code, false));
                     }
                 }
                 // One of an older build opens none.
@@ -135,7 +143,7 @@ impl Performer {
                 Some(Ok(file)) => {
                     let code = self.code_of_file(live, file).await;
                     let code = code.map_err(cannot_run("the toolbox"))?;
-                    Ok(Program { code, of_toolbox: true })
+                    Ok(Program::new(&code, true))
                 }
                 _ if !is_http(ready) => Ok(own()),
                 _ => Err(refused(format!(

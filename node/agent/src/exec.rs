@@ -57,8 +57,8 @@ impl Performer {
         let program = self.program_of(world, &live, &id, &ready, &asked.args).await?;
         let exec = ExecContainer {
             id,
-            code: program.code.wasm.hex().to_owned(),
-            kind: program.code.inspection.kind,
+            code: program.code,
+            kind: program.kind,
             args: asked.args,
             timeout_ms: asked.timeout_ms,
             tty: asked.tty,

@@ -24,6 +24,7 @@ use crate::front::{Arrival, Ask, Board};
 use crate::journal::{Journal, JournalError};
 use crate::perform::Performer;
 use crate::pod::{Entry, World};
+use crate::remove;
 use crate::runner::Heard;
 use crate::store::{PodObjects, Store};
 use crate::succession::Running;
@@ -386,7 +387,7 @@ impl Owner {
                 self.names.remove(&name);
             }
             // The logs first: while the pod's own folder is there, the next agent forgets it again.
-            let _ = std::fs::remove_dir_all(&entry.world.logs);
+            let _ = remove::tree(&entry.world.logs);
             *entry.world.going_on.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
             if let Err(error) = self.store.remove(uid) {
                 tracing::error!(uid, %error, "cannot delete a stopped pod's folder");

@@ -29,6 +29,7 @@ use crate::owner::{Line, Owner};
 use crate::perform::{Performer, REFRESHES};
 use crate::pod::{Entry, World};
 use crate::ports::Ports;
+use crate::remove;
 use crate::serve::{self, Clients};
 use crate::store::Store;
 use crate::succession;
@@ -321,7 +322,7 @@ fn remove_strays(data: &Path, owner: &Owner) {
     for folder in ["pods", "logs/pods"] {
         let entries = std::fs::read_dir(data.join(folder)).into_iter().flatten().flatten();
         for stray in entries.map(|entry| entry.path()).filter(|path| !known.contains(path)) {
-            if let Err(error) = std::fs::remove_dir_all(&stray) {
+            if let Err(error) = remove::tree(&stray) {
                 tracing::warn!(path = %stray.display(), %error, "a pod that is gone is left over");
             }
         }

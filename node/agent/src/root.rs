@@ -26,6 +26,9 @@ use crate::sandbox::{SetUpFailed, below, folder};
 /// Where what containers have written lies, in the pod's folder.
 const LAYERS: &str = ".layers";
 
+/// What the names of their mount points begin with; no volume's does.
+const ROOT: &str = ".root-";
+
 /// The mount that is the container's `/`; none where its image has no files.
 pub(crate) async fn mount(
     world: &World,
@@ -61,7 +64,7 @@ pub(crate) async fn mount(
     let (upper, work) = (format!("{layers}/upper"), format!("{layers}/work"));
     folder(&below(root, &upper), 0o755, live.domain.uid()).map_err(failed)?;
     folder(&below(root, &work), 0o700, 0).map_err(failed)?;
-    let source = format!("{}/{}/.root-{name}", layout::MNT, world.uid);
+    let source = mount_point(world, &name);
     let layers = Layers {
         lower: PathBuf::from(&lower),
         upper: PathBuf::from(upper),
@@ -116,8 +119,7 @@ async fn remove_others(
         name != own && parts.len() == 2 && parts[0].parse::<u32>().is_ok()
     };
     for name in names_in(&all).into_iter().filter(|name| is_other(name)) {
-        let mounted = format!("{}/{}/.root-{name}", layout::MNT, world.uid);
-        domain.unmount(Path::new(&mounted)).await?;
+        domain.unmount(Path::new(&mount_point(world, &name))).await?;
         let (layer, uid) = (all.join(&name), world.uid.clone());
         // The guest may have left millions of files.
         let removing = tokio::task::spawn_blocking(move || {
@@ -133,8 +135,12 @@ async fn remove_others(
 /// Where the roots of a pod's containers may be mounted.
 pub(crate) fn mount_points(world: &World, root: &Path) -> Vec<String> {
     let all = names_in(&below(root, layout::MNT).join(&world.uid));
-    let roots = all.into_iter().filter(|name| name.starts_with(".root-"));
-    roots.map(|name| format!("{}/{}/{name}", layout::MNT, world.uid)).collect()
+    let roots = all.iter().filter_map(|name| name.strip_prefix(ROOT));
+    roots.map(|name| mount_point(world, name)).collect()
+}
+
+fn mount_point(world: &World, name: &str) -> String {
+    format!("{}/{}/{ROOT}{name}", layout::MNT, world.uid)
 }
 
 fn layers_folder(world: &World) -> String {

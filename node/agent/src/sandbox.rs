@@ -521,7 +521,7 @@ pub(crate) async fn start_request(
     let planned = volumes::mounts(pod, container, &process.env).map_err(SetUpFailed::config)?;
     let mut mounts = guest_mounts(performer, world, container, planned).await?;
     // A volume that is mounted there is all that is seen.
-    if mounts.iter().all(|mount| mount.guest != "/") {
+    if ready.image.root.is_some() && mounts.iter().all(|mount| mount.guest != "/") {
         let live = performer.domains.live_of(&world.uid).await;
         let live = live.ok_or_else(|| SetUpFailed::sandbox("the pod's runner is gone"))?;
         if let Some(root) = root::mount(world, &live, &spec, attempt, ready).await? {

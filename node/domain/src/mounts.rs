@@ -311,11 +311,16 @@ pub(crate) fn attach_tmpfs(
     ] {
         rustix::mount::fsconfig_set_string(&context, key, value.as_str())?;
     }
-    rustix::mount::fsconfig_create(&context)?;
+    attach_new(context.as_fd(), target)
+}
+
+/// Makes the file system that a context describes, and mounts it as all of a domain's are.
+fn attach_new(context: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::mount::fsconfig_create(context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let mount = rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     attach(mount.as_fd(), target)
 }
 
@@ -352,14 +357,8 @@ pub(crate) fn overlay(
         // What the kernel remembers of a file it can write down only where an ordinary user can.
         rustix::mount::fsconfig_set_flag(&context, "userxattr").step(step)?;
     }
-    rustix::mount::fsconfig_create(&context).step(step)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    let mount = rustix::mount::fsmount(&context, flags, attributes).step(step)?;
     let target = make_target(root, target, true)?;
-    attach(mount.as_fd(), target.as_fd()).step(step)
+    attach_new(context.as_fd(), target.as_fd()).step(step)
 }
 
 /// Whether something is mounted at a path in `root`.

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
 use crate::compiler::{MAX_REPORT, Report};
-use crate::digest::{Digest, Hash};
+use crate::digest::{Digest, copy_hashed};
 use crate::error::CompileError;
 use crate::progress::{Progress, ProgressFn};
 use crate::pull::Downloads;
@@ -545,12 +545,5 @@ fn digest_of(path: &Path) -> io::Result<Digest> {
 }
 
 fn digest_of_file(file: &mut File) -> io::Result<Digest> {
-    let mut hash = Hash::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finish()),
-            count => hash.update(&buffer[..count]),
-        }
-    }
+    Ok(copy_hashed(file, &mut io::sink())?.0)
 }

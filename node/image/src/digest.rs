@@ -3,6 +3,7 @@
 //! Absent: sha512 and any other algorithm. No registry in use needs one, and a second one would need a second name for each blob.
 
 use std::fmt;
+use std::io::{self, Read, Write};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,21 @@ impl Hash {
 
     pub(crate) fn finish(self) -> Digest {
         Digest(format!("sha256:{}", hex(&self.0.finalize())))
+    }
+}
+
+/// Copies all that is left of `from`: its digest and its bytes.
+pub(crate) fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, u64)> {
+    let (mut hash, mut length) = (Hash::default(), 0);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok((hash.finish(), length));
+        }
+        hash.update(&buffer[..count]);
+        to.write_all(&buffer[..count])?;
+        length += count as u64;
     }
 }
 

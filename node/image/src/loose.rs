@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::code::{Code, Compiler, in_background};
-use crate::digest::{Digest, Hash};
+use crate::digest::{Digest, copy_hashed};
 use crate::error::CompileError;
 use crate::images::Images;
 use crate::progress::ProgressFn;
@@ -89,19 +89,9 @@ impl Images {
         let (copy, digest) = in_background(move || {
             let copy = store.temp()?;
             file.seek(SeekFrom::Start(0))?;
-            let (mut hash, mut left) = (Hash::default(), limit);
-            let mut buffer = vec![0; 256 << 10];
-            loop {
-                let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                let length = file.read(&mut buffer[..most])?;
-                if length == 0 {
-                    break;
-                }
-                hash.update(&buffer[..length]);
-                io::Write::write_all(&mut copy.file(), &buffer[..length])?;
-                left -= length as u64;
-            }
-            Ok((copy, hash.finish()))
+            // It may have grown since.
+            let (digest, _) = copy_hashed(&mut file.take(limit), &mut copy.file())?;
+            Ok((copy, digest))
         })
         .await
         .map_err(failed)?;

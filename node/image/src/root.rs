@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::EntryType;
 
-use crate::digest::{Digest, Hash};
+use crate::digest::{Digest, copy_hashed};
 use crate::guard::{Failure, PullRules};
 use crate::layers::{self, Budget, Entry, damaged, normal};
 use crate::pull::refusal_by_ends;
@@ -418,27 +418,14 @@ fn relative(folder: &str, target: &str) -> String {
 /// Stores a program's bytes as a blob, after a look at what they are.
 fn keep(store: &Store, mut program: File) -> Result<(Digest, u64), Failure> {
     let temp = store.temp()?;
-    let mut hash = Hash::default();
-    let mut length = 0u64;
+    let (digest, length) = copy_hashed(&mut program, &mut temp.file())?;
+    let mut kept = temp.file().try_clone()?;
     let mut head = Vec::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let count = program.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        let bytes = &buffer[..count];
-        hash.update(bytes);
-        length += count as u64;
-        if head.len() < 4096 {
-            head.extend_from_slice(&bytes[..count.min(4096 - head.len())]);
-        }
-        temp.file().write_all(bytes)?;
-    }
-    if let Some(refusal) = refusal_by_ends(&head, &mut temp.file().try_clone()?)? {
+    kept.seek(SeekFrom::Start(0))?;
+    (&kept).take(4096).read_to_end(&mut head)?;
+    if let Some(refusal) = refusal_by_ends(&head, &mut kept)? {
         return Err(Failure::Unusable(refusal.to_string()));
     }
-    let digest = hash.finish();
     store.commit_blob(temp, &digest)?;
     Ok((digest, length))
 }

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +16,7 @@ use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
-use crate::exec::{Input, Streams};
+use crate::exec::Streams;
 use crate::log::Stream;
 
 /// What clients may have written before the guest has read: a pipe's own size.
@@ -37,7 +36,6 @@ struct Shared {
     changed: Notify,
     /// It ends with its first client.
     once: bool,
-    is_terminal: bool,
 }
 
 #[derive(Debug, Default)]
@@ -48,9 +46,8 @@ struct Typed {
 
 impl Stdin {
     /// One that nobody has written to.
-    pub fn new(once: bool, is_terminal: bool) -> Self {
-        let (typed, changed) = (Mutex::default(), Notify::new());
-        Self(Arc::new(Shared { typed, changed, once, is_terminal }))
+    pub fn new(once: bool) -> Self {
+        Self(Arc::new(Shared { typed: Mutex::default(), changed: Notify::new(), once }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Typed> {
@@ -81,6 +78,11 @@ impl Stdin {
         }
     }
 
+    /// There is something to read, or nothing will come.
+    async fn readable(&self) {
+        self.until(|typed| !typed.bytes.is_empty() || typed.ended).await;
+    }
+
     async fn until(&self, holds: impl Fn(&Typed) -> bool) {
         loop {
             let changed = self.0.changed.notified();
@@ -109,7 +111,7 @@ impl Stdin {
 
 impl IsTerminal for Stdin {
     fn is_terminal(&self) -> bool {
-        self.0.is_terminal
+        false
     }
 }
 
@@ -132,7 +134,7 @@ impl InputStream for Stdin {
 #[wasmtime_wasi::async_trait]
 impl Pollable for Stdin {
     async fn ready(&mut self) {
-        self.until(|typed| !typed.bytes.is_empty() || typed.ended).await;
+        self.readable().await;
     }
 }
 
@@ -158,9 +160,7 @@ impl AsyncRead for Reader {
             match self.stdin.take(buffer.remaining()) {
                 Some(bytes) if bytes.is_empty() && buffer.remaining() > 0 => {
                     let stdin = self.stdin.clone();
-                    self.waiting = Some(Box::pin(async move {
-                        stdin.until(|typed| !typed.bytes.is_empty() || typed.ended).await;
-                    }));
+                    self.waiting = Some(Box::pin(async move { stdin.readable().await }));
                 }
                 Some(bytes) => {
                     buffer.put_slice(&bytes);
@@ -216,22 +216,13 @@ impl Clients {
     }
 }
 
-/// A client's descriptors as streams, and its input.
-///
-/// # Errors
-/// [`Failure::Refused`]: there are not three, or they are none that can be waited for.
-pub fn client(descriptors: Vec<OwnedFd>) -> Result<(Arc<Streams>, Option<Input>), Failure> {
-    let (input, streams) = Streams::of_client(descriptors)?;
-    Ok((Arc::new(streams), input))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn what_clients_write_is_read_in_order_and_stays_open_unless_it_is_for_once() {
-        let mut stdin = Stdin::new(false, false);
+        let mut stdin = Stdin::new(false);
         stdin.feed(&b"one "[..]).await;
         stdin.feed(&b"two"[..]).await;
 
@@ -239,7 +230,7 @@ mod tests {
         assert_eq!(stdin.read(100).expect("open"), "wo");
         assert_eq!(stdin.read(100).expect("still open"), "");
 
-        let mut once = Stdin::new(true, false);
+        let mut once = Stdin::new(true);
         once.feed(&b"all"[..]).await;
         once.feed(&b"too late"[..]).await;
 
@@ -249,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_waits_while_the_guest_does_not_read() {
-        let mut stdin = Stdin::new(true, false);
+        let mut stdin = Stdin::new(true);
         let all = vec![b'x'; 3 * TYPED];
         let feeding = tokio::spawn({
             let (stdin, all) = (stdin.clone(), all.clone());
@@ -272,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_poll_wakes_when_a_client_writes() {
-        let stdin = Stdin::new(true, false);
+        let stdin = Stdin::new(true);
         let mut reader = Box::into_pin(stdin.async_stream());
         let reading = tokio::spawn(async move {
             let mut text = String::new();

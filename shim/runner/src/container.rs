@@ -108,7 +108,7 @@ impl Container {
         Arc::new(Self {
             name: spec.id.container.as_str().into(),
             cpu: Cpu::new(spec.limits.cpu_millis),
-            stdin: spec.stdin.then(|| Stdin::new(spec.stdin_once, spec.tty)),
+            stdin: spec.stdin.then(|| Stdin::new(spec.stdin_once)),
             log: Log::new(root.path(&spec.log), &spec.limits, &ledger),
             ledger,
             requests: AtomicU64::new(0),

@@ -3,7 +3,10 @@
 //! ```text
 //! (start) ──▶ Running ──ends, or is stopped──▶ Exited, recorded ──acknowledged──▶ Exited
 //! ```
-//! Absent: restarts, probes and hooks, which are the agent's; sockets and framing ([`crate::server`]).
+//! What runs beside them, and who is attached to them, is `beside`. Absent: restarts, probes and hooks, which are the agent's; sockets and
+//! framing ([`crate::server`]).
+
+mod beside;
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
@@ -19,8 +22,8 @@ use std::time::{Duration, Instant};
 use copepod_net::preview1::Ports;
 use copepod_net::{Door, PodNet};
 use copepod_shim::protocol::{
-    Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, ExecContainer, Exit,
-    Failure, PodReport, PodSandbox, Retire, StartContainer, StopContainer,
+    Answer, AttemptId, AttemptState, ContainerReport, ContainerStats, Event, Exit, Failure,
+    PodReport, PodSandbox, Retire, StartContainer, StopContainer,
 };
 use copepod_shim::wire::MAX_DESCRIPTORS;
 use futures::FutureExt;
@@ -28,13 +31,11 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::attach;
 use crate::code::Code;
-use crate::command::{self, Beside, Purpose};
+use crate::command::{self, Purpose};
 use crate::container::Container;
 use crate::cpu::TICK;
 use crate::engines::{EngineId, Engines};
-use crate::exec;
 use crate::exit::End;
 use crate::guest::Stdio;
 use crate::http;
@@ -98,6 +99,16 @@ struct Pod {
     attempts: HashMap<String, Attempt>,
     /// The ports of the host that are served for it.
     published: Vec<publish::Published>,
+}
+
+impl Pod {
+    /// Its containers that run.
+    fn running(&self) -> impl Iterator<Item = &Arc<Container>> {
+        self.attempts.values().filter_map(|attempt| match attempt {
+            Attempt::Running(running) => Some(&running.container),
+            Attempt::Exited { .. } => None,
+        })
+    }
 }
 
 enum Attempt {
@@ -600,12 +611,8 @@ impl Pods {
     /// What each running container uses.
     pub fn stats(&self) -> Vec<ContainerStats> {
         let pods = self.lock();
-        let attempts = pods.values().flat_map(|pod| pod.attempts.values());
-        attempts
-            .filter_map(|attempt| match attempt {
-                Attempt::Running(running) => Some(&running.container),
-                Attempt::Exited { .. } => None,
-            })
+        pods.values()
+            .flat_map(Pod::running)
             .map(|container| ContainerStats {
                 id: container.spec.id.clone(),
                 cpu_ns: container.cpu.used_ns(),
@@ -615,156 +622,6 @@ impl Pods {
                 instances: container.instances.load(Ordering::Relaxed),
             })
             .collect()
-    }
-
-    /// Runs another instance in a container's sandbox, to its end.
-    ///
-    /// # Errors
-    /// No such container, or the code cannot be run.
-    pub async fn exec(
-        &self,
-        request: ExecContainer,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Answer, Failure> {
-        let running = self.running(&request.id)?;
-        let code = self.engines.code(&request.code, request.kind)?;
-        if matches!(*code, Code::Http(_)) {
-            return Err(Failure::Refused {
-                reason: "ExecFailed".into(),
-                message: "an HTTP component has no main that exec could run".into(),
-            });
-        }
-        let runtime = self.runtime()?;
-        let timeout = request.timeout_ms.map(Duration::from_millis);
-        let env = if request.of_toolbox { self.processes_of(&request.id.pod) } else { Vec::new() };
-        let task = runtime.spawn(async move {
-            let streams = exec::Streams::new(descriptors, request.tty)?;
-            let hangup = async {
-                match request.tty {
-                    true => drop(streams.abandoned().await),
-                    false => std::future::pending().await,
-                }
-            };
-            let container = running.container.clone();
-            let purpose = Purpose::Exec(Beside { args: request.args, env });
-            let program = command::run(&container, &code, || streams.stdio(), purpose, None, || ());
-            let end = tokio::select! {
-                end = program => end,
-                () = sleep_for(timeout) => End {
-                    code: 137,
-                    reason: copepod_shim::protocol::ExitReason::Killed,
-                    message: "its time was over".into(),
-                },
-                () = running.over() => End {
-                    code: 137,
-                    reason: copepod_shim::protocol::ExitReason::Killed,
-                    message: "its container ended".into(),
-                },
-                () = hangup => End {
-                    // As a shell counts SIGHUP.
-                    code: 129,
-                    reason: copepod_shim::protocol::ExitReason::Killed,
-                    message: "its terminal was closed".into(),
-                },
-            };
-            streams.finish().await;
-            Ok::<_, Failure>(end)
-        });
-        let end = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
-        let message = (!end.message.is_empty()).then_some(end.message);
-        Ok(Answer::Exited { code: end.code, message })
-    }
-
-    /// Gives a client a running container's own streams, until either ends.
-    ///
-    /// # Errors
-    /// No such container, or the descriptors cannot be used.
-    pub async fn attach(
-        &self,
-        id: &AttemptId,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Answer, Failure> {
-        let running = self.running(id)?;
-        let runtime = self.runtime()?;
-        let task = runtime.spawn(async move {
-            let container = running.container.clone();
-            let (client, input) = attach::client(descriptors)?;
-            container.log.clients().add(client.clone())?;
-            let stdin = container.stdin.as_ref().filter(|_| input.is_some());
-            let feeding = async {
-                if let (Some(stdin), Some(input)) = (stdin, input) {
-                    stdin.feed(input).await;
-                }
-                // What it reads goes on.
-                std::future::pending::<()>().await;
-            };
-            let left = tokio::select! {
-                () = feeding => Ok(None),
-                let_go = client.abandoned() => match let_go {
-                    true => Err(Failure::Busy("the client did not keep up with what the container writes".into())),
-                    false => Ok(None),
-                },
-                () = running.over() => Ok(Some(container.spec.id.clone())),
-            };
-            // Also where it went before its input's end was read.
-            if let Some(stdin) = stdin {
-                stdin.left();
-            }
-            container.log.clients().remove(&client);
-            client.finish().await;
-            left
-        });
-        let over = task.await.map_err(|_| Failure::Busy("the runner is ending".into()))??;
-        let Some(id) = over else { return Ok(Answer::Done) };
-        let pods = self.lock();
-        let attempt = pods.get(&id.pod).and_then(|pod| pod.attempts.get(&id.container));
-        Ok(match attempt {
-            Some(Attempt::Exited { number, exit }) if *number == id.attempt => {
-                Answer::Exited { code: exit.code, message: None }
-            }
-            _ => Answer::Done,
-        })
-    }
-
-    /// Opens the file that a running container sees by this name.
-    ///
-    /// # Errors
-    /// [`Failure::NotFound`]: no such container, or no such file.
-    pub async fn open_program(&self, id: &AttemptId, name: &str) -> Result<OwnedFd, Failure> {
-        let container = self.running(id)?.container.clone();
-        let name = name.to_owned();
-        // Files may be slow, and this thread is everybody's.
-        let opening = self.runtime()?.spawn_blocking(move || container.open_program(&name));
-        opening.await.ok().flatten().ok_or(Failure::NotFound)
-    }
-
-    fn running(&self, id: &AttemptId) -> Result<Arc<Running>, Failure> {
-        let pods = self.lock();
-        let pod = pods.get(&id.pod).ok_or(Failure::NotFound)?;
-        match pod.attempts.get(&id.container) {
-            Some(Attempt::Running(running)) if running.id() == id => Ok(running.clone()),
-            _ => Err(Failure::NotFound),
-        }
-    }
-
-    /// What runs in a pod, as the toolbox's `ps` reads it.
-    fn processes_of(&self, pod: &str) -> Vec<(String, String)> {
-        let pods = self.lock();
-        let attempts = pods.get(pod).into_iter().flat_map(|pod| pod.attempts.values());
-        let mut lines: Vec<String> = attempts
-            .filter_map(|attempt| match attempt {
-                Attempt::Running(running) => Some(&running.container),
-                Attempt::Exited { .. } => None,
-            })
-            .map(|container| {
-                let millis = container.cpu.used_ns() / 1_000_000;
-                let memory = container.ledger.used();
-                let command = container.spec.args.join(" ").replace(['\n', '\t'], " ");
-                format!("{}\t{millis}\t{memory}\t{command}\n", container.name)
-            })
-            .collect();
-        lines.sort();
-        vec![("COPEPOD_PROCESSES".to_owned(), lines.concat())]
     }
 
     /// Connects to a port of a pod, as from outside it.

@@ -10,7 +10,7 @@ use copepod_tests::node::Node as OurNode;
 use serde_json::{Value, json};
 
 use super::running::Joined;
-use crate::toolbox::{fed, load_toolbox, shell, typed};
+use crate::toolbox::{at_terminal, fed, load_toolbox, shell, typed};
 
 fn joined(name: &str) -> Joined<'static> {
     let ours = OurNode::new();
@@ -24,19 +24,6 @@ fn joined(name: &str) -> Joined<'static> {
 fn kubectl(node: &Joined<'_>, arguments: &[&str]) -> Command {
     let arguments = [&["--namespace", node.name.as_str()], arguments].concat();
     node.cluster.kubectl_command(node.cluster.admin(), &arguments)
-}
-
-/// kubectl at a terminal of its own.
-fn at_terminal(node: &Joined<'_>, arguments: &[&str]) -> Command {
-    let command = kubectl(node, arguments);
-    let words = [command.get_program()].into_iter().chain(command.get_args());
-    let quoted = |word: &std::ffi::OsStr| {
-        format!("'{}'", word.to_str().expect("text").replace('\'', r"'\''"))
-    };
-    let line: Vec<String> = words.map(quoted).collect();
-    let mut script = Command::new("script");
-    script.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("TERM", "dumb");
-    script
 }
 
 #[test]
@@ -75,10 +62,11 @@ fn a_shell_at_a_terminal_edits_lines_and_gives_its_exit_code() {
 
     // A letter too many is taken back.
     let steps = [("/ $ ", "ecx\x7fho $((40+2))\n"), ("42\r\n/ $ ", "exit 9\n")];
-    let (code, seen) = typed(&mut at_terminal(&node, &["exec", "-it", "web", "--", "sh"]), &steps);
+    let (code, seen) =
+        typed(&mut at_terminal(&kubectl(&node, &["exec", "-it", "web", "--", "sh"])), &steps);
     // Ctrl-C ends what hangs.
     let hanging = ["exec", "-it", "web", "--", "sh", "-c", "echo waits; sleep 600000"];
-    let (broken, shown) = typed(&mut at_terminal(&node, &hanging), &[("waits", "\x03")]);
+    let (broken, shown) = typed(&mut at_terminal(&kubectl(&node, &hanging)), &[("waits", "\x03")]);
 
     assert_eq!(code, Some(9), "{seen}");
     assert!(seen.contains("42\r\n"), "{seen}");
@@ -147,7 +135,7 @@ fn an_ephemeral_container_comes_into_a_running_pod_and_shares_its_address() {
     // And again, at a terminal, whose first prompt came before anybody looked.
     let again = ["debug", "-it", "web", &toolbox, "--container", "second", "--", "sh"];
     let steps = [("press", "\n"), ("/ $ ", "echo $((40+2))\n"), ("42\r\n/ $ ", "exit\n")];
-    let (_, seen) = typed(&mut at_terminal(&node, &again), &steps);
+    let (_, seen) = typed(&mut at_terminal(&kubectl(&node, &again)), &steps);
     assert!(seen.contains("42\r\n"), "{seen}");
     node.wait("web", "left by the second", |pod| {
         pod["status"]["ephemeralContainerStatuses"][1]["state"]["terminated"]["exitCode"] == 0

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::tar::{Archive, Builder, EntryType, Header};
 
 use super::files::make_way;
-use crate::call::{Call, Options, usage};
+use crate::call::{Call, Options, parse, usage};
 use crate::places::{self, Found};
 
 pub(super) fn tar(call: &mut Call<'_>) -> io::Result<u8> {
@@ -26,8 +26,7 @@ pub(super) fn tar(call: &mut Call<'_>) -> io::Result<u8> {
             "--no-same-permissions" | "--no-same-owner" | "--numeric-owner" | "--overwrite"
         )
     });
-    let options =
-        Call { args: &args, streams: call.streams.clone(), ..*call }.options("cxtvf:C:mpoOhzjJ")?;
+    let options = parse(&args, "cxtvf:C:mpoOhzjJ")?;
     if ['z', 'j', 'J'].into_iter().any(|flag| options.has(flag)) {
         return Err(usage("archives are not compressed here: leave -z, -j and -J out"));
     }

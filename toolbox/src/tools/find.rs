@@ -229,7 +229,7 @@ pub(super) fn find(call: &mut Call<'_>) -> io::Result<u8> {
     Ok(code)
 }
 
-pub(crate) fn pattern(text: &str) -> io::Result<Pattern> {
+fn pattern(text: &str) -> io::Result<Pattern> {
     Pattern::new(text).map_err(|error| usage(format!("pattern {text:?}: {error}")))
 }
 

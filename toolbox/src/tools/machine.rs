@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::call::{Call, usage};
+use crate::call::{Call, Variables, usage};
 use crate::places;
 
 /// Where the runner puts what runs in the pod, for `ps`: a line each, with tabs between its parts.
@@ -26,8 +26,7 @@ pub(super) fn pwd(call: &mut Call<'_>) -> io::Result<u8> {
 }
 
 /// The variables, but for the one that was made for `ps`.
-fn shown<'a>(call: &Call<'a>) -> impl Iterator<Item = (&'a String, &'a String)> + use<'a> {
-    let variables = call.variables;
+fn shown(variables: &Variables) -> impl Iterator<Item = (&String, &String)> {
     variables.iter().filter(|(name, _)| *name != PROCESSES)
 }
 
@@ -57,7 +56,7 @@ pub(super) fn env(call: &mut Call<'_>) -> io::Result<u8> {
         }
     }
     let Some((name, args)) = args.split_first() else {
-        for (name, value) in variables.iter().filter(|(name, _)| *name != PROCESSES) {
+        for (name, value) in shown(&variables) {
             call.say(format!("{name}={value}"))?;
         }
         return Ok(0);
@@ -73,7 +72,7 @@ pub(super) fn env(call: &mut Call<'_>) -> io::Result<u8> {
 
 pub(super) fn printenv(call: &mut Call<'_>) -> io::Result<u8> {
     if call.args.is_empty() {
-        for (name, value) in shown(call) {
+        for (name, value) in shown(call.variables) {
             call.say(format!("{name}={value}"))?;
         }
         return Ok(0);

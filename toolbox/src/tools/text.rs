@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use crate::call::{Call, usage};
+use crate::call::{Call, parse, usage};
 use crate::streams::Input;
 
 /// How often `tail -f` looks whether a file has grown.
@@ -235,7 +235,7 @@ fn old_form(args: &[String]) -> Vec<String> {
 
 pub(super) fn head(call: &mut Call<'_>) -> io::Result<u8> {
     let args = old_form(call.args);
-    let options = Call { args: &args, streams: call.streams.clone(), ..*call }.options("n:c:q")?;
+    let options = parse(&args, "n:c:q")?;
     let number = |flag| options.value(flag).map(parsed).transpose();
     let (lines, bytes) = (number('n')?.unwrap_or(10), number('c')?);
     call.each_input(&options.rest, |call, _, input| {
@@ -260,8 +260,7 @@ fn parsed(text: &str) -> io::Result<u64> {
 
 pub(super) fn tail(call: &mut Call<'_>) -> io::Result<u8> {
     let args = old_form(call.args);
-    let options =
-        Call { args: &args, streams: call.streams.clone(), ..*call }.options("n:c:fFqs:")?;
+    let options = parse(&args, "n:c:fFqs:")?;
     let follow = options.has('f') || options.has('F');
     // `+3`: from the third one on.
     let place = |flag| -> io::Result<Option<(bool, u64)>> {

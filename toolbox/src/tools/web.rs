@@ -3,7 +3,7 @@
 use std::io;
 use std::net::ToSocketAddrs;
 
-use crate::call::{Call, usage};
+use crate::call::{Call, parse, usage};
 
 pub(super) fn nslookup(call: &mut Call<'_>) -> io::Result<u8> {
     let [name, ..] = call.args else { return Err(usage("nslookup needs a name")) };
@@ -35,8 +35,7 @@ pub(super) fn wget(call: &mut Call<'_>) -> io::Result<u8> {
             },
         })
         .collect();
-    let options =
-        Call { args: &args, streams: call.streams.clone(), ..*call }.options("qsSO:T:P:U:")?;
+    let options = parse(&args, "qsSO:T:P:U:")?;
     let [url] = &options.rest[..] else { return Err(usage("wget needs one URL")) };
     let url = if url.contains("://") { url.clone() } else { format!("http://{url}") };
     let seconds = options.value('T').map(str::parse::<u64>).transpose();

@@ -357,14 +357,13 @@ async fn run(pods: Arc<dyn Pods>, wanted: Wanted, work: Work, mut session: Sessi
     let working = async {
         let end = match work {
             Work::Exec(exec) => {
-                let tty = exec.tty;
-                let ran = join(&mut session, tty, |streams| pods.exec(exec, streams)).await;
-                exec_end(ran)
+                let begin = |streams| pods.exec(exec, streams);
+                exec_end(join(&mut session, wanted.tty, begin).await)
             }
             Work::Show(run) => show(pods, run, &session).await,
             Work::Attach(attach) => {
-                let ran = join(&mut session, wanted.tty, |streams| pods.attach(attach, streams));
-                attach_end(ran.await)
+                let begin = |streams| pods.attach(attach, streams);
+                attach_end(join(&mut session, wanted.tty, begin).await)
             }
         };
         session.end(&end).await;
